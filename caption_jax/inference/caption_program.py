@@ -9,6 +9,7 @@ import jax
 
 from caption_jax.inference.captioning import decode_features, encode_for_decoding
 from caption_jax.inference.ensemble import Ensemble, join_ensemble
+from caption_jax.parameters.stored_dtypes import restore
 from caption_jax.runs.description import RunDescription
 from caption_jax.runtime.cached_program import CachedProgram
 from caption_jax.runtime.compilation_cache import is_cache_safe, locate_cache
@@ -52,7 +53,7 @@ def make_caption_program(
         prefixes: jax.Array | None = None,
         limits: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        model = description.model()
+        model, variables = description.model(), restore(variables)
         features = encode_for_decoding(model, variables, pixels, context, description)
         models = join_ensemble(model, variables, features, pixels, ensemble.descriptions, others)
         if prefixes is None:

@@ -22,6 +22,7 @@ from caption_jax.inference.embedding_programs import make_embedding_programs
 from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.inference.image_inputs import ImageInput, as_batch, check_image, read_image
 from caption_jax.named_models import locate_model
+from caption_jax.parameters.stored_dtypes import FLOAT32, STORED, find_stored_dtype
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.specs import DecodeSpec, as_mapping, build_spec
@@ -62,7 +63,8 @@ class Captioner:
 
     Args:
         description: the run description stored in the workdir.
-        variables: `params` and `batch_stats`.
+        variables: `params` and `batch_stats`, stored in any dtype (`stored_dtypes`), which is also used for the other
+            models of an ensemble.
         decode: decoding settings; defaults to the settings of the run. A `max_length` of 0 is that of the model.
         batch_size: number of images per batch.
         workdir: the workdir or model folder that the model was loaded from, for `repr` and compiled programs.
@@ -93,7 +95,8 @@ class Captioner:
         if not decode_spec.max_length:
             decode_spec = dataclasses.replace(decode_spec, max_length=description.model_settings.max_length)
         self._decode = decode_spec
-        ensemble = load_ensemble(decode_spec.ensemble, description, str(workdir or "this model"))
+        self._weights = find_stored_dtype(variables)
+        ensemble = load_ensemble(decode_spec.ensemble, description, str(workdir or "this model"), weights=self._weights)
         self._other_variables = ensemble.variables
         self._generate = make_caption_program(description, decode_spec, ensemble, workdir)
         self._embed_images, self._embed_texts = make_embedding_programs(description, workdir)
@@ -109,6 +112,7 @@ class Captioner:
             "vocabulary": self._description.vocabulary.size,
             "decode": decode_settings(as_mapping(self._decode)),
             "batch_size": self._batch_size,
+            "weights": None if self._weights == FLOAT32 else self._weights,
         }
         return f"Captioner({', '.join(f'{name}={value!r}' for name, value in fields.items() if value is not None)})"
 
@@ -310,6 +314,7 @@ def load(
     decode_config: DecodeSpec | Mapping[str, Any] | None = None,
     batch_size: int = 16,
     limits: Limits | Mapping[str, Any] | None = None,
+    weights: str = STORED,
 ) -> Captioner:
     """Loads a trained model from `workdir`.
 
@@ -320,10 +325,11 @@ def load(
         decode_config: decoding settings that replace those of the run (keys as in `config.decode`).
         batch_size: maximum number of images per batch.
         limits: limits on images that replace those of the run (keys as in `config.limits`).
+        weights: dtype of the weights in memory: "stored" for that of the file, "float32", "bfloat16" or "int8".
 
     Raises:
         FileNotFoundError: `workdir` is not a workdir or contains no model, or a file of the model is missing.
-        ValueError: a file of the model is corrupt; the message contains its path.
+        ValueError: a file of the model is corrupt, and the message contains its path; or `weights` is unknown.
         OSError: a model on the Hub cannot be downloaded.
     """
     if isinstance(decode_config, Mapping):
@@ -331,15 +337,14 @@ def load(
     if isinstance(limits, Mapping):
         limits = build_spec(Limits, limits, "limits")
     folder = locate_model(workdir)
-    model = load_model(folder, which)
-    weights = model.weights
+    model = load_model(folder, which, dtype=weights)
     return Captioner(
         model.description,
-        weights.variables,
+        model.weights.variables,
         decode_config,
         batch_size,
         workdir=folder,
-        step=weights.step,
+        step=model.weights.step,
         limits=limits,
     )
 

@@ -9,6 +9,7 @@ import jax
 
 from caption_jax.inference.caption_program import locate_programs
 from caption_jax.inference.captioning import encode_for_decoding
+from caption_jax.parameters.stored_dtypes import restore
 from caption_jax.runs.description import RunDescription
 from caption_jax.runtime.cached_program import CachedProgram
 from input_pipeline.special_tokens import PAD
@@ -37,12 +38,12 @@ def make_embedding_programs(description: RunDescription, workdir: str | os.PathL
     """
 
     def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
-        model = description.model()
+        model, variables = description.model(), restore(variables)
         features = encode_for_decoding(model, variables, pixels, None, description)
         return model.apply(variables, features, method="embed_images")
 
     def embed_texts(variables: PyTree, ids: jax.Array) -> jax.Array:
-        return description.model().apply(variables, ids, ids != PAD, train=False, method="embed_texts")
+        return description.model().apply(restore(variables), ids, ids != PAD, train=False, method="embed_texts")
 
     cache_key, folder = description.cache_key(), locate_programs(workdir)
     return EmbeddingPrograms(

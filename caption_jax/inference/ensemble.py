@@ -16,6 +16,7 @@ from jaxtyping import Array, UInt8
 
 from caption_jax.errors import ConfigError
 from caption_jax.inference.captioning import encode_for_decoding
+from caption_jax.parameters.stored_dtypes import FLOAT32, restore
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runs.model_source import parse_source
@@ -52,7 +53,11 @@ SINGLE_MODEL = Ensemble()
 
 
 def load_ensemble(
-    names: Sequence[str], description: RunDescription, owner: str, sharding: jax.sharding.Sharding | None = None
+    names: Sequence[str],
+    description: RunDescription,
+    owner: str,
+    sharding: jax.sharding.Sharding | None = None,
+    weights: str = FLOAT32,
 ) -> Ensemble:
     """Loads the models of `config.decode.ensemble`.
 
@@ -61,6 +66,7 @@ def load_ensemble(
         description: description of the run whose model they complement.
         owner: name of that run, for error messages.
         sharding: sharding of the arrays; the first local device by default.
+        weights: dtype in which the weights are stored; see `read_model`.
 
     Raises:
         ConfigError: the models differ in their tokenizers or pixels, or one of them uses context.
@@ -73,7 +79,7 @@ def load_ensemble(
     models = []
     for name in names:
         source = parse_source(name)
-        model = load_model(source.folder, source.which, sharding)
+        model = load_model(source.folder, source.which, sharding, weights)
         _check_context(model.description, name)
         check_same_inputs(description, model.description, owner, name, "config.decode.ensemble")
         models.append(model)
@@ -137,7 +143,7 @@ def join_ensemble(
         return model, variables, features
     models, all_variables, all_features = [model], [variables], [features]
     for description, member_variables in zip(others, other_variables, strict=True):
-        member = description.model()
+        member, member_variables = description.model(), restore(member_variables)
         models.append(member)
         all_variables.append(member_variables)
         all_features.append(encode_for_decoding(member, member_variables, pixels, None, description))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
@@ -14,6 +15,7 @@ from caption_jax.models.cache import Cache, LayerCache, create_cache
 from caption_jax.models.layers import ACTIVATIONS, Dropout, FeedForward
 from caption_jax.ops.dropout import Bits
 from caption_jax.ops.implementations import FAST, Ops
+from caption_jax.ops.int8_product import dequantise
 from caption_jax.ops.mixed_precision import einsum_float32
 from caption_jax.ops.segments import Segments
 
@@ -323,7 +325,10 @@ class Decoder(nn.Module):
     def _embed(
         self, tokens: Int[Array, "*tokens"], segments: Segments, *, train: bool
     ) -> Float[Array, "*tokens width"]:
-        x = jnp.take(self.embedding, tokens, axis=0)
+        if self.has_variable("int8", "embedding"):  # see `stored_dtypes.restore`
+            x = dequantise(jax.tree.map(lambda a: jnp.take(a, tokens, axis=0), self.get_variable("int8", "embedding")))
+        else:
+            x = jnp.take(self.embedding, tokens, axis=0)
         positions = segments.positions
         if train and self.token_dropout:
             ones = jnp.ones((*tokens.shape, 1), x.dtype)
@@ -337,6 +342,8 @@ class Decoder(nn.Module):
 
     def _logits(self, states: Float[Array, "*tokens width"]) -> Float[Array, "*tokens vocabulary"]:
         embedding, bias = self.output_layer()
+        if self.has_variable("int8", "embedding"):
+            return self.ops.int8_product(states, self.get_variable("int8", "embedding"), inputs="columns") + bias
         return einsum_float32("...d,vd->...v", states, embedding) + bias
 
 

@@ -45,7 +45,12 @@ class Dense(nn.Module):
         """Applies the layer to the last axis."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return add_parameter(self.ops.dense(x.astype(self.dtype), kernel), bias)
+        x = x.astype(self.dtype)
+        if self.has_variable("int8", "kernel"):  # see `stored_dtypes.restore`
+            product = self.ops.int8_product(x, self.get_variable("int8", "kernel")).astype(self.dtype)
+        else:
+            product = self.ops.dense(x, kernel)
+        return add_parameter(product, bias)
 
 
 class Dropout(nn.Module):

@@ -19,6 +19,7 @@ complete):
     ops/dense.py                on a CPU, the kernel gradient reads a transposed copy of the stored input
     ops/depthwise.py            on a CPU, convolutions are sums of shifted copies of the image
     ops/dropout.py              on a TPU, masks are generated in chunks
+    ops/int8_product.py         on a CPU, the inputs are 8-bit integers too; elsewhere, the kernel is converted
     ops/norm_activation.py      on a CPU, the gradient before the activation is materialised
     ops/pointwise.py            on a CPU, gradients are products of flattened arrays, and kernels are scaled instead of
                                 large images

@@ -14,6 +14,7 @@ from caption_jax.ops import (
     dense,
     depthwise,
     dropout,
+    int8_product,
     norm_activation,
     pointwise,
     resample,
@@ -30,6 +31,7 @@ class Ops:
     Attributes:
         name: "fast" or "reference".
         dense: matrix product with a kernel.
+        int8_product: matrix product with a kernel of 8-bit integers.
         convolve: convolution.
         pointwise_conv: 1 x 1 convolution.
         scaled_pointwise_conv: 1 x 1 convolution of channels with a factor per image.
@@ -47,6 +49,7 @@ class Ops:
 
     name: str
     dense: Callable[..., Any]
+    int8_product: Callable[..., Any]
     convolve: Callable[..., Any]
     pointwise_conv: Callable[..., Any]
     scaled_pointwise_conv: Callable[..., Any]
@@ -68,6 +71,7 @@ class Ops:
 FAST = Ops(
     name="fast",
     dense=dense.dense,
+    int8_product=int8_product.int8_product,
     convolve=convolution.convolve,
     pointwise_conv=pointwise.pointwise_conv,
     scaled_pointwise_conv=pointwise.scaled_pointwise_conv,
@@ -86,6 +90,7 @@ FAST = Ops(
 REFERENCE = Ops(
     name="reference",
     dense=dense.dense_reference,
+    int8_product=int8_product.int8_product_reference,
     convolve=convolution.convolve_reference,
     pointwise_conv=pointwise.pointwise_conv_reference,
     scaled_pointwise_conv=pointwise.scaled_pointwise_conv_reference,

@@ -12,6 +12,7 @@ from etils import epath
 
 from caption_jax.errors import ConfigError, MissingFileError, UserError
 from caption_jax.named_models import locate_model
+from caption_jax.parameters.stored_dtypes import FLOAT32, check_stored_dtype, convert_weights
 from caption_jax.runs.artifact import (
     MANIFEST,
     POINTER,
@@ -40,7 +41,10 @@ class Model:
 
 
 def load_model(
-    source: str | os.PathLike[str], which: str | int = "best", sharding: jax.sharding.Sharding | None = None
+    source: str | os.PathLike[str],
+    which: str | int = "best",
+    sharding: jax.sharding.Sharding | None = None,
+    dtype: str = FLOAT32,
 ) -> Model:
     """Loads a model onto devices.
 
@@ -48,20 +52,24 @@ def load_model(
         source: see `read_model`.
         which: see `read_model`.
         sharding: sharding of the arrays; the first local device by default. All participating processes must call this.
+        dtype: see `read_model`.
     """
-    model = read_model(source, which)
+    model = read_model(source, which, dtype)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return Model(model.description, Weights(put_on_devices(model.weights.variables, sharding), model.weights.step))
 
 
 def load_weights(
-    source: str | os.PathLike[str], which: str | int = "best", sharding: jax.sharding.Sharding | None = None
+    source: str | os.PathLike[str],
+    which: str | int = "best",
+    sharding: jax.sharding.Sharding | None = None,
+    dtype: str = FLOAT32,
 ) -> Weights:
     """Like `load_model`, but returns only the weights."""
-    return load_model(source, which, sharding).weights
+    return load_model(source, which, sharding, dtype).weights
 
 
-def read_model(source: str | os.PathLike[str], which: str | int = "best") -> Model:
+def read_model(source: str | os.PathLike[str], which: str | int = "best", dtype: str = FLOAT32) -> Model:
     """Reads a model into NumPy arrays.
 
     Args:
@@ -69,16 +77,20 @@ def read_model(source: str | os.PathLike[str], which: str | int = "best") -> Mod
             folder; local or on a bucket; or the name of an exported folder on the Hugging Face Hub, `hf://owner/name`.
         which: "best" (by validation metric, or the last if no evaluation has run yet), "last", or a step that the run
             has retained. Checkpoints are slower to read than the best model. An artifact only has "best" and its step.
+        dtype: dtype of the large arrays, one of `stored_dtypes.CHOICES`. `stored_dtypes.restore` makes variables for
+            the model of those that are not float32.
 
     Raises:
         MissingFileError: the run does not exist or has not saved a model yet, or a file of the model is missing.
         WorkdirError: a file of the model is corrupted, and the run has no intact checkpoint of the same step.
-        ConfigError: `which` is unknown, or another checkpoint was requested from an artifact.
+        ConfigError: `which` or `dtype` is unknown, or another checkpoint was requested from an artifact.
         StorageError: a model on the Hub cannot be downloaded.
     """
     which = str(which)
     check_choice(which)
-    return _read_folder(storage_path(locate_model(source)), which)
+    check_stored_dtype(dtype)
+    model = _read_folder(storage_path(locate_model(source)), which)
+    return Model(model.description, Weights(convert_weights(model.weights.variables, dtype), model.weights.step))
 
 
 def _read_folder(folder: epath.Path, which: str) -> Model:

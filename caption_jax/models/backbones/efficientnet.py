@@ -127,6 +127,9 @@ class PointwiseConv(nn.Module):
         settings = self.settings
         kernel = self.param("kernel", _FAN_OUT_INIT, (x.shape[-1], self.channels), settings.param_dtype)
         x = x.astype(settings.dtype)
+        if self.has_variable("int8", "kernel"):  # see `stored_dtypes.restore`
+            x = x if scales is None else x * scales[:, None, None, :]
+            return settings.ops.int8_product(x, self.get_variable("int8", "kernel")).astype(settings.dtype)
         if scales is None:
             return settings.ops.pointwise_conv(x, kernel)
         return settings.ops.scaled_pointwise_conv(x, scales, kernel)
