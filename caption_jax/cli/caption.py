@@ -21,5 +21,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     spec = spec_from_flags(options, "defer")
     with display_from_flags(options, lines=False) as display:
         with display.phase("loading the model"):
-            captioner = load(options.workdir, options.checkpoint, spec.decode, limits=spec.limits)
+            captioner = load(
+                options.workdir, options.checkpoint, spec.decode, limits=spec.limits, weights=options.weights
+            )
         return caption_files(captioner, arguments, options.format, options.context or (), display)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from caption_jax.specs.extensions import Loading
 
 EXPORT_FORMATS = ("folder", "torch")  # keys of `caption_jax.export.exporter.WRITERS`, which is slow to import
+WEIGHTS = ("stored", "float32", "bfloat16", "int8")  # `caption_jax.parameters.stored_dtypes.CHOICES`, likewise
 
 flags.disclaim_key_flags()
 
@@ -111,6 +112,9 @@ def _define_for_captions_and_search(values: flags.FlagValues) -> None:
         lambda value: value in ("best", "last") or (value.isascii() and value.isdigit()),
         "must be best, last or a step",
         flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "weights", "stored", WEIGHTS, "Dtype of the weights: that of the file, or the one to convert them to.", values
     )
     flags.DEFINE_string("index", None, "Folder of the index; `index` in the workdir by default.", values)
     flags.DEFINE_enum("captions", "generated", ["generated", "none"], "Captions to store with the vectors.", values)

@@ -32,7 +32,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
                 print(f"captions: {', '.join(map(escape, external_data.captions))}")
         experiment = open_experiment(workdir, spec, splits, display)
         scored_evaluation = evaluate_split(
-            experiment, split, options.images, context, external_data, options.checkpoint
+            experiment, split, options.images, context, external_data, options.checkpoint, options.weights
         )
     print_scored_evaluation(scored_evaluation)
     if jax.process_index() == 0:

@@ -24,7 +24,9 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     with display_from_flags(options) as display:
         repository = HubRepository(options.push) if options.push else None  # fails before any work is done
         with display.phase("exporting"):
-            folder = export_model(options.workdir, options.to, options.out or "", options.checkpoint, spec)
+            folder = export_model(
+                options.workdir, options.to, options.out or "", options.checkpoint, spec, options.weights
+            )
         name = ""
         if repository:
             with display.phase(f"uploading to {escape(options.push)}"):

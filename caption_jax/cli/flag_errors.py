@@ -15,6 +15,7 @@ from caption_jax.cli.subcommands import SERVING_FLAGS, SUBCOMMANDS, find_users
 
 _FLAGS_OF_ONE_MODE = (
     "data",
+    "weights",
     "dry_run",
     "max_steps_this_run",
     "distributed",

@@ -39,7 +39,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     with display_from_flags(options, lines=False) as display, display.phase("loading the model"):
         beams = _read_numbers(options, "beams")
         images = StoredImages(options.image_folder, spec.limits) if options.image_folder else None
-        model = ServedModel(options.workdir, options.checkpoint, spec.decode, beams, spec.limits)
+        model = ServedModel(options.workdir, options.checkpoint, spec.decode, beams, spec.limits, options.weights)
         index = get_index_folder(options.workdir, options.index) if options.index else None
         embedder = model.make_embedder(index, images)
     application = make_app(model, settings, limits, token, embedder=embedder)

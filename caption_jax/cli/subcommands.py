@@ -59,7 +59,7 @@ _FLAG_SUBCOMMANDS = (
         "evaluate",
         "score a trained model on a split or on another dataset",
         "--workdir=FOLDER",
-        ("workdir", "split", "data", "images", "context", "checkpoint", "config", *_PROCESSES),
+        ("workdir", "split", "data", "images", "context", "checkpoint", "weights", "config", *_PROCESSES),
         (
             "evaluate --workdir=runs/folder --split=test",
             "evaluate --workdir=runs/folder --data=more_photographs",
@@ -100,7 +100,7 @@ _FLAG_SUBCOMMANDS = (
         "caption",
         "caption image files",
         "--workdir=FOLDER IMAGE...",
-        ("workdir", "format", "context", "checkpoint", "config", *_PROCESSES),
+        ("workdir", "format", "context", "checkpoint", "weights", "config", *_PROCESSES),
         (
             "caption --workdir=runs/folder photo.jpg",
             "caption --workdir=runs/folder folder/ 'more/*.png' --format=jsonl",
@@ -115,7 +115,7 @@ _FLAG_SUBCOMMANDS = (
         "serve",
         "caption images and search an index over HTTP",
         "--workdir=FOLDER",
-        ("workdir", "index", *SERVING_FLAGS, "checkpoint", "config"),
+        ("workdir", "index", *SERVING_FLAGS, "checkpoint", "weights", "config"),
         (
             "serve --workdir=runs/folder",
             "serve --workdir=runs/search --index=runs/search/index --image_folder=photos",
@@ -162,9 +162,10 @@ _FLAG_SUBCOMMANDS = (
         "export",
         "write a model in a format for other programs",
         "--workdir=FOLDER --to=FORMAT",
-        ("workdir", "to", "out", "push", "checkpoint", "config"),
+        ("workdir", "to", "out", "push", "checkpoint", "weights", "config"),
         (
             "export --workdir=runs/folder --to=folder",
+            "export --workdir=runs/folder --to=folder --weights=int8",
             "export --workdir=runs/folder --to=torch --out=shared/my_model",
             "export --workdir=runs/folder --to=folder --push=owner/name",
         ),

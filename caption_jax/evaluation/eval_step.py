@@ -17,6 +17,7 @@ from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.objectives.forward_pass import target_weights
 from caption_jax.ops.cross_entropy import TokenLoss, token_cross_entropy_reference
+from caption_jax.parameters.stored_dtypes import restore
 from caption_jax.runs.description import RunDescription
 
 PyTree = Any
@@ -54,6 +55,7 @@ def make_eval_step(
     def step(
         variables: PyTree, batch: Batch, other_variables: Sequence[PyTree] = (), constants: Sequence[PyTree] = ()
     ) -> dict[str, PyTree]:
+        variables = restore(variables)
         features = encode_batch(model, variables, batch, description)
         ensemble = join_ensemble(model, variables, features, batch["image"], others, other_variables)
         options = {"image_ids": batch.get("index"), "consensus": consensus}

@@ -14,6 +14,7 @@ from caption_jax.evaluation.scored_evaluation import ScoredEvaluation, as_json, 
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
+from caption_jax.parameters.stored_dtypes import STORED, restore
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.loading import load_weights
 from input_pipeline.disk_faults import OptionalOutput
@@ -28,12 +29,14 @@ def evaluate_split(
     context: str = "",
     external_data: ExternalData | None = None,
     checkpoint: str = "best",
+    weights: str = STORED,
 ) -> ScoredEvaluation:
     """Evaluates the weights of a run on a split.
 
     Writes eval_<split>.json, captions_<split>.json and report_<split>.html, or eval_<data>_<split>.json etc. for an
     external dataset. If the image input or context is not the default, the file names contain its label, and no HTML
-    report is written. The file names of the last weights end in "_last", and those of a step in "_step_<step>".
+    report is written. The file names of the last weights end in "_last", and those of a step in "_step_<step>". With
+    `weights`, they end in "_bfloat16", for example.
 
     Args:
         experiment: the run.
@@ -42,18 +45,21 @@ def evaluate_split(
         context: see `SplitEvaluator`.
         external_data: the dataset that contains the split; None for the dataset of the run.
         checkpoint: "best", "last" or a step.
+        weights: dtype of the large arrays; see `read_model`.
 
     Raises:
         MissingPackageError: the `train` extra, which is required to read batches of images, is not installed.
     """
     require("evaluation", "grain")
     data = {} if external_data is None else {"data": str(external_data)}
-    evaluator = SplitEvaluator(experiment, split, image_input=image_input, context=context, data=data)
+    evaluator = SplitEvaluator(experiment, split, image_input=image_input, context=context, data=data, weights=weights)
     names = [split] if external_data is None else [external_data.name, split]
     names += evaluator.non_default_inputs
     if checkpoint != "best":
         names.append(f"step_{checkpoint}" if checkpoint.isdigit() else checkpoint)
-    return evaluate_weights(experiment, evaluator, "_".join(names), checkpoint=checkpoint)
+    if weights != STORED:
+        names.append(weights)
+    return evaluate_weights(experiment, evaluator, "_".join(names), checkpoint=checkpoint, dtype=weights)
 
 
 def evaluate_weights(
@@ -64,6 +70,7 @@ def evaluate_weights(
     java: bool = True,
     checkpoint: str = "best",
     requires_images: bool = True,
+    dtype: str = STORED,
 ) -> ScoredEvaluation:
     """Evaluates the weights of a run with `evaluator`.
 
@@ -73,9 +80,10 @@ def evaluate_weights(
         suffix: suffix of the output file names.
         java: whether to run METEOR and SPICE if they are installed.
         checkpoint: "best", "last" or a step.
+        dtype: dtype of the large arrays; see `read_model`.
     """
     with experiment.display.phase("loading the weights"):
-        weights = load_weights(experiment.workdir, checkpoint, sharding=replicated(experiment.mesh))
+        weights = load_weights(experiment.workdir, checkpoint, replicated(experiment.mesh), dtype)
     evaluation = evaluator(weights.variables, weights.step)
     if requires_images and len(evaluation.unreadable) == len(evaluator.split):
         image_id, reason = next(iter(evaluation.unreadable.items()))
@@ -103,7 +111,7 @@ def evaluate_weights(
             suffix,
             scored_evaluation,
             evaluator.split,
-            weights.variables,
+            restore(weights.variables),
             evaluator.context,
             evaluator.non_default_inputs,
         )

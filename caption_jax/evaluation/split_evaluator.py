@@ -21,6 +21,7 @@ from caption_jax.evaluation.report.html_report import HtmlReport
 from caption_jax.inference.consensus_setup import make_consensus
 from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
+from caption_jax.parameters.stored_dtypes import FLOAT32, find_stored_dtype, restore
 from caption_jax.retrieval.context_captions import context_protocol, default_kind, open_context
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.soup_record import read_record
@@ -90,6 +91,7 @@ class SplitEvaluator:
             each image is scored against the references of another image).
         context: see `open_context`; "" for the kind of context used in training.
         data: protocol entries that describe the dataset; None for the dataset of the run.
+        weights: dtype in which the weights of the other models of an ensemble are stored; see `read_model`.
 
     Attributes:
         split: the images.
@@ -108,6 +110,7 @@ class SplitEvaluator:
         image_input: str = "real",
         context: str = "",
         data: Mapping[str, str] | None = None,
+        weights: str = FLOAT32,
     ):
         if image_input not in ("real", "blank", "shuffled"):
             raise ConfigError(f'image_input is {image_input!r}; it must be "real", "blank" or "shuffled"')
@@ -124,7 +127,7 @@ class SplitEvaluator:
         constants = [prepared.evaluator.constants(prepared.state) for prepared in self._evaluators]
         self._constants = jax.device_put(constants, replicated(mesh))
         self._ensemble = load_ensemble(
-            decode_spec.ensemble, experiment.description, str(experiment.workdir), replicated(mesh)
+            decode_spec.ensemble, experiment.description, str(experiment.workdir), replicated(mesh), weights
         )
         consensus = None
         if decode_spec.consensus_weight:
@@ -155,7 +158,7 @@ class SplitEvaluator:
         """Captions and scores every image of the split. The last batch is padded and masked instead of dropped.
 
         Args:
-            variables: the weights.
+            variables: the weights, stored in any dtype (`stored_dtypes`).
             step: the step of the weights.
             stop_requested: called after each batch; whether to abandon the evaluation.
 
@@ -227,11 +230,13 @@ class SplitEvaluator:
         for index, prepared in enumerate(self._evaluators):
             arrays = collected.arrays[index] if collected.arrays else {}
             outputs = SplitOutputs(self.split, captions, arrays, reference_metrics)
-            result = prepared.evaluator.summarise(prepared.state, variables, outputs)
+            result = prepared.evaluator.summarise(prepared.state, restore(variables), outputs)
             metrics |= prepared.prefix_names(result.metrics)
             per_image |= prepared.prefix_names(result.per_image)
             results.append((prepared, result))
         protocol = self._make_protocol(results, unreadable, step, time.time() - start_time)
+        if (dtype := find_stored_dtype(variables)) != FLOAT32:
+            protocol["weights"] = dtype
         return Evaluation(metrics, captions, tokens, collected.log_probs, unreadable, protocol, per_image)
 
     def _make_protocol(

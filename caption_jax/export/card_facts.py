@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from caption_jax.errors import WorkdirError
+from caption_jax.parameters.stored_dtypes import FLOAT32, find_stored_dtype
 from caption_jax.runs.loading import Model
 from caption_jax.runs.sessions import read_sessions
 from caption_jax.runs.soup_record import read_record
@@ -63,7 +64,7 @@ def read_facts(workdir: epath.Path, model: Model) -> RunFacts:
         name=workdir.name,
         dataset=describe_dataset(model.description.spec),
         splits=sessions[-1].splits if sessions else {},
-        evaluations=read_evaluations(workdir, model.weights.step),
+        evaluations=read_evaluations(workdir, model.weights.step, find_stored_dtype(model.weights.variables)),
         soup="" if soup is None else f"{soup.recipe} average of {len(soup.used)} models",
     )
 
@@ -78,8 +79,14 @@ def describe_dataset(spec: RunSpec) -> str:
     return f"{data.source} ({data.shapes})" if data.source == "shapes" else data.source
 
 
-def read_evaluations(workdir: epath.Path, step: int) -> tuple[EvaluationFacts, ...]:
-    """Reads the evaluations of the weights of a step on real images, in the order of their file names."""
+def read_evaluations(workdir: epath.Path, step: int, dtype: str = FLOAT32) -> tuple[EvaluationFacts, ...]:
+    """Reads the evaluations of weights on real images, in the order of their file names.
+
+    Args:
+        workdir: the workdir.
+        step: step of the weights.
+        dtype: dtype in which they are stored.
+    """
     facts = []
     for path in sorted(workdir.glob("eval_*.json"), key=lambda path: path.name):
         try:
@@ -87,7 +94,8 @@ def read_evaluations(workdir: epath.Path, step: int) -> tuple[EvaluationFacts, .
             protocol = content["protocol"]
             intervals = {name: (float(low), float(high)) for name, (low, high) in content["intervals"].items()}
             metrics = {name: float(value) for name, value in content["metrics"].items() if value is not None}
-            if content["step"] == step and protocol["image_input"] == "real":
+            is_same = content["step"] == step and protocol.get("weights", FLOAT32) == dtype
+            if is_same and protocol["image_input"] == "real":
                 facts.append(EvaluationFacts(str(content["split"]), metrics, intervals, protocol))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WorkdirError(

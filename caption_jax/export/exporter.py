@@ -9,11 +9,13 @@ from types import MappingProxyType
 
 from etils import epath
 
+from caption_jax.errors import ConfigError
 from caption_jax.export.card_facts import RunFacts, read_facts
 from caption_jax.export.model_card import write_card
 from caption_jax.export.torch_folder import write_torch_folder
 from caption_jax.inference.consensus_setup import FILE_NAME as FREQUENCIES
 from caption_jax.inference.consensus_setup import read_frequencies
+from caption_jax.parameters.stored_dtypes import FLOAT32, STORED, find_stored_dtype
 from caption_jax.runs.exported_folder import write_exported_folder
 from caption_jax.runs.loading import Model, read_model
 from caption_jax.specs import DecodeSpec, RunSpec
@@ -29,8 +31,8 @@ captioner = caption_jax.load("FOLDER")  # with the path of this folder
 print(captioner.caption("photo.jpg").text)
 ```
 
-or `caption-jax caption --workdir=FOLDER photo.jpg`. The captions are those of the workdir, bit for bit, on the same
-device with the same versions of the libraries, which `config.json` lists."""
+or `caption-jax caption --workdir=FOLDER photo.jpg`. The captions are those of the workdir{weights}, bit for bit, on the
+same device with the same versions of the libraries, which `config.json` lists."""
 
 
 def export_model(
@@ -39,6 +41,7 @@ def export_model(
     out: str | os.PathLike[str] = "",
     which: str | int = "best",
     spec: RunSpec | None = None,
+    weights: str = STORED,
 ) -> epath.Path:
     """Exports a model to a new folder, which appears only when it is complete.
 
@@ -48,6 +51,8 @@ def export_model(
         out: the new folder; `export/<to>` in the workdir by default.
         which: "best", "last" or a step; see `read_model`.
         spec: a spec whose decoding settings and limits replace those of the run.
+        weights: dtype of the large arrays in the file, for `folder`: "stored" for that of the model, "float32",
+            "bfloat16" or "int8".
 
     Returns:
         The new folder.
@@ -59,7 +64,9 @@ def export_model(
     workdir = absolute_path(workdir)
     target = absolute_path(out) if out else workdir / "export" / to
     check_absent(target)
-    model = read_model(workdir, which)
+    if to != "folder" and weights not in (STORED, FLOAT32):
+        raise ConfigError(f"--weights={weights} requires --to=folder: the weights of --to={to} are float32")
+    model = read_model(workdir, which, weights if to == "folder" else FLOAT32)
     if spec is not None:
         model = _with_settings(model, spec)
     model.description.spec.decode.check_no_ensemble("export")
@@ -78,7 +85,9 @@ def _with_settings(model: Model, spec: RunSpec) -> Model:
 
 def write_folder(folder: epath.Path, model: Model, facts: RunFacts, workdir: epath.Path) -> None:
     """Writes the format that `caption_jax.load` reads."""
-    card = write_card(model, facts, _USAGE, "caption-jax")
+    dtype = find_stored_dtype(model.weights.variables)
+    usage = _USAGE.format(weights="" if dtype == FLOAT32 else f" with `--weights={dtype}`")
+    card = write_card(model, facts, usage, "caption-jax")
     extra_files = _read_frequencies(workdir, model.description.spec.decode)
     write_exported_folder(folder, model.description, model.weights, card, extra_files)
 

@@ -153,5 +153,9 @@ def _describe_protocol(protocol: Mapping[str, Any]) -> str:
     parts = [f"{protocol['images']:,} images{captions}", f"step {protocol['step']:,}"]
     if protocol.get("unreadable_images"):
         parts.append(f"{protocol['unreadable_images']:,} unreadable images")
-    parts += [f"{key} {protocol[key]}" for key in ("context", "tokenization", "intervals", "device") if key in protocol]
+    parts += [
+        f"{key} {protocol[key]}"
+        for key in ("context", "weights", "tokenization", "intervals", "device")
+        if key in protocol
+    ]
     return "; ".join([*parts, f"decoding {decode_settings(protocol['decode'])}"])

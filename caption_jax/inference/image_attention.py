@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from caption_jax.inference.caption_program import locate_programs
 from caption_jax.inference.captioning import encode_for_decoding
+from caption_jax.parameters.stored_dtypes import restore
 from caption_jax.runs.description import RunDescription
 from caption_jax.runtime.cached_program import CachedProgram
 from input_pipeline.special_tokens import BOS, PAD
@@ -72,7 +73,7 @@ def make_attention_program(description: RunDescription, workdir: str | os.PathLi
     """
 
     def compute_attention(variables: PyTree, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
-        model = description.model()
+        model, variables = description.model(), restore(variables)
         features = encode_for_decoding(model, variables, pixels, None, description)
         return attend_to_image(model, variables, features, tokens)
 

@@ -23,6 +23,7 @@ from etils import epath
 from safetensors import SafetensorError
 
 from caption_jax.errors import MissingFileError, WorkdirError
+from caption_jax.parameters.stored_dtypes import FLOAT32, find_stored_dtype
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.weights import Weights, read_safetensors, sha256_of_file, to_safetensors
 from caption_jax.runs.workdir import read_description, write_description
@@ -31,6 +32,8 @@ from input_pipeline.files import write_atomically
 MANIFEST, POINTER = "manifest.json", "best_model.json"
 WEIGHTS, CARD = "model.safetensors", "README.md"
 MODEL_FORMAT, EXPORT_FORMAT, _VERSION = "caption-jax model", "caption-jax export", 1
+_SMALL_WEIGHTS_VERSION = 2  # of exported folders whose weights are stored in bfloat16 or int8
+_FORMATS = ((MODEL_FORMAT, _VERSION), (EXPORT_FORMAT, _VERSION), (EXPORT_FORMAT, _SMALL_WEIGHTS_VERSION))
 _NAME = re.compile(r"model-(\d+)")
 _REMEDY = (
     "restore the folder from an intact copy, or load the last checkpoint of the run with which='last' "
@@ -103,7 +106,8 @@ def write_weights(folder: epath.Path, weights: Weights, file_format: str) -> str
     content = to_safetensors(weights.variables)
     write_atomically(folder / WEIGHTS, content)
     files[WEIGHTS] = _make_manifest_entry(content)
-    header = {"format": file_format, "version": _VERSION, "step": weights.step}
+    version = _VERSION if find_stored_dtype(weights.variables) == FLOAT32 else _SMALL_WEIGHTS_VERSION
+    header = {"format": file_format, "version": version, "step": weights.step}
     manifest = json.dumps({**header, "files": files}, indent=2).encode()
     write_atomically(folder / MANIFEST, manifest)
     return hashlib.sha256(manifest).hexdigest()
@@ -206,10 +210,11 @@ def _read_manifest(folder: epath.Path, expected: str | None) -> dict[str, Any]:
         file_format = manifest["format"], manifest["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _corrupted_error(file) from error
-    if file_format not in ((MODEL_FORMAT, _VERSION), (EXPORT_FORMAT, _VERSION)):
+    if file_format not in _FORMATS:
+        name, version = file_format
         raise WorkdirError(
-            f"{file} has format {file_format[0]!r}, version {file_format[1]}; this release reads {MODEL_FORMAT!r} and "
-            f"{EXPORT_FORMAT!r}, version {_VERSION}: use the release that wrote it"
+            f"{file} has format {name!r}, version {version}; this release reads {MODEL_FORMAT!r} version {_VERSION} "
+            f"and {EXPORT_FORMAT!r} up to version {_SMALL_WEIGHTS_VERSION}: use the release that wrote it"
         )
     if not _is_valid(manifest):
         raise _corrupted_error(file)

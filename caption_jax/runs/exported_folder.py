@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from caption_jax.parameters.stored_dtypes import find_stored_dtype
 from caption_jax.runs.artifact import CARD, EXPORT_FORMAT, write_weights
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.weights import Weights
@@ -40,12 +41,12 @@ def write_exported_folder(
     Args:
         folder: folder to write to, which is created if needed.
         description: description of the model.
-        weights: weights as NumPy arrays.
+        weights: weights as NumPy arrays, stored in any dtype (`stored_dtypes`).
         card: content of README.md.
         extra_files: contents of further files by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", _make_config(description, weights.step))
+    write_json(folder / "config.json", _make_config(description, weights))
     write_atomically(folder / "preprocessing.json", description.preprocessing.to_json() + "\n")
     description.vocabulary.save(folder / "tokenizer")
     for name, content in (extra_files or {}).items():
@@ -54,10 +55,11 @@ def write_exported_folder(
     write_weights(folder, weights, EXPORT_FORMAT)
 
 
-def _make_config(description: RunDescription, step: int) -> dict[str, Any]:
+def _make_config(description: RunDescription, weights: Weights) -> dict[str, Any]:
     return {
         "version": VERSION,
-        "step": step,
+        "step": weights.step,
+        "weights": find_stored_dtype(weights.variables),
         MODEL_SETTINGS: dataclasses.asdict(description.model_settings),
         "vocabulary": summarise_vocabulary(description.vocabulary),
         "spec": remove_folders(as_mapping(description.spec)),

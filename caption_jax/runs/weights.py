@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from safetensors import safe_open
-from safetensors.numpy import load, save
+from safetensors import deserialize, safe_open
+from safetensors.numpy import save
 
 from caption_jax.errors import ConfigError
 from caption_jax.specs.renamed_keys import RENAMED_MODULES
@@ -23,6 +24,19 @@ PyTree = Any
 
 # Checkpoint folders in order of preference. Before the first evaluation, the last checkpoint is used as the best.
 CHECKPOINT_CHOICES = {"best": ("best", "last"), "last": ("last",)}
+
+# Names of dtypes in safetensors, whose function for NumPy does not read bfloat16 from memory.
+_SAFETENSORS_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": jnp.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
 
 
 def check_choice(which: str) -> None:
@@ -96,12 +110,17 @@ def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
     """
     if is_on_bucket(file):
         content = file.read_bytes()
-        return _rename_former_modules(unflatten_arrays(load(content))), hashlib.sha256(content).hexdigest()
+        arrays = {name: _view_as_array(**entry) for name, entry in deserialize(content)}
+        return _rename_former_modules(unflatten_arrays(arrays)), hashlib.sha256(content).hexdigest()
     with ThreadPoolExecutor(max_workers=1) as pool:
         digest = pool.submit(sha256_of_file, file)
         with safe_open(file, "numpy") as opened:  # has `keys`, but is not a dictionary
             variables = unflatten_arrays({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
         return _rename_former_modules(variables), digest.result()
+
+
+def _view_as_array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    return np.frombuffer(data, _SAFETENSORS_DTYPES[dtype]).reshape(shape)
 
 
 def _rename_former_modules(variables: PyTree) -> PyTree:

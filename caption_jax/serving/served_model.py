@@ -22,6 +22,7 @@ from caption_jax.inference.image_attention import (
     make_attention_program,
 )
 from caption_jax.inference.image_inputs import ImageInput, check_image, read_image
+from caption_jax.parameters.stored_dtypes import STORED, find_stored_dtype
 from caption_jax.retrieval.index_format import ModelIdentity
 from caption_jax.runs.loading import load_model
 from caption_jax.runs.weights import fingerprint
@@ -55,6 +56,7 @@ class ServedModel:
         decode: decoding settings.
         beams: numbers of beams to offer; that of `decode` is added if its method is beam search.
         limits: limits on images.
+        weights: dtype of the weights in memory; see `caption_jax.load`.
 
     Raises:
         ConfigError: the settings cannot be served.
@@ -68,8 +70,9 @@ class ServedModel:
         decode: DecodeSpec,
         beams: Sequence[int],
         limits: Limits,
+        weights: str = STORED,
     ):
-        model = load_model(workdir, which)
+        model = load_model(workdir, which, dtype=weights)
         self._description = description = model.description.with_limits(limits)
         self._variables, self._step, self._workdir = model.weights.variables, model.weights.step, workdir
         self._decode = decode = _complete(decode, description.model_settings.max_length)
@@ -85,7 +88,7 @@ class ServedModel:
             prefix=decode.prefix,
             attention=self._grid_side > 0,
         )
-        ensemble = load_ensemble(decode.ensemble, description, str(workdir))
+        ensemble = load_ensemble(decode.ensemble, description, str(workdir), weights=weights)
         self._other_variables = ensemble.variables
         self._programs = {
             program: make_caption_program(description, make_spec(decode, program), ensemble, workdir)
@@ -148,6 +151,7 @@ class ServedModel:
             "image_size": self._description.preprocessing.size,
             "resize": self._description.preprocessing.resize,
             "vocabulary": self._description.vocabulary.size,
+            "weights": find_stored_dtype(self._variables),
             "decode": decode_settings(as_mapping(self._decode)),
         }
 
