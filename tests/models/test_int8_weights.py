@@ -36,7 +36,7 @@ def compute_logits(model, variables):
 def test_each_quantised_kernel_is_multiplied_as_integers(variables):
     decoder = variables["params"]["decoder"]
     quantised = [kernel for layer in decoder["layer_0"].values() for kernel in layer.values() if "kernel" in kernel]
-    assert len(quantised) == 6 and all("int8" in layer["kernel"] for layer in quantised)
+    assert len(quantised) == 7 and all("int8" in layer["kernel"] for layer in quantised)
     program = str(jax.make_jaxpr(lambda tree: compute_logits(make_model("fast"), tree))(variables))
     products = program.count("preferred_element_type=int32")
     assert products >= len(quantised) + 1  # and the logits
