@@ -64,6 +64,20 @@ def test_the_last_weights_are_evaluated_on_request(small_workdir, tmp_path, caps
     assert (workdir / "report_val_last.html").is_file()
 
 
+@pytest.mark.slow
+def test_weights_in_int8_are_evaluated_on_request(small_workdir, tmp_path):
+    workdir = shutil.copytree(small_workdir, tmp_path / "run")
+    for dtype in ("float32", "int8"):
+        assert run_main(EVALUATE, f"--workdir={workdir}", "--split=val", f"--weights={dtype}") == 0
+    full, small = (json.loads((workdir / f"eval_val_{dtype}.json").read_text()) for dtype in ("float32", "int8"))
+    assert small["protocol"]["weights"] == "int8" and "weights" not in full["protocol"]
+    assert small["metrics"]["loss"] != full["metrics"]["loss"] == pytest.approx(small["metrics"]["loss"], abs=0.1)
+    folder = tmp_path / "exported"
+    assert run_main("export", f"--workdir={workdir}", "--to=folder", "--weights=int8", f"--out={folder}") == 0
+    card = (folder / "README.md").read_text()
+    assert "weights int8" in card and "### val" in card and card.count("### ") == 1  # not the scores in float32
+
+
 def test_missing_splits_caption_files_and_folders_are_reported(small_workdir, holiday, tmp_path):
     arguments = [EVALUATE, f"--workdir={small_workdir}"]
     with pytest.raises(DataError, match="no split 'val'; the dataset has train"):

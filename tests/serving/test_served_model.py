@@ -114,6 +114,8 @@ def test_the_default_program_is_that_of_the_config(workdir):
         ("greedy", 1),
         ("beam", 3),
     ]
-    assert beam.describe()["decode"].startswith("beam")
+    assert beam.describe()["decode"].startswith("beam") and beam.describe()["weights"] == "float32"
+    small = ServedModel(workdir, "best", DECODE, (), Limits(), "bfloat16")
+    assert small.describe()["weights"] == "bfloat16"
     with pytest.raises(ConfigError, match=r'config\.decode\.method="sample" cannot be served.*greedy or beam'):
         ServedModel(workdir, "best", dataclasses.replace(DECODE, method="sample"), (), Limits())
