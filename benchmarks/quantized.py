@@ -46,7 +46,16 @@ def make_variables(name: str) -> tuple[Any, dict[str, Any]]:
     )
     model = ImageCaptioningModel(ImageEncoder(EfficientNet(size.variant), width=size.width), decoder)
     images, tokens = np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32), np.zeros((1, 1, TOKENS), np.int32)
-    variables = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(0), images, tokens))
+    shapes, rng = jax.eval_shape(model.init, jax.random.key(0), images, tokens), np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return np.ones(leaf.shape, np.float32)
+        fan_in = np.prod(leaf.shape[:-1]) if name == "kernel" else 100
+        return (rng.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    variables = jax.tree.map_with_path(draw, dict(shapes))
     variables["params"]["decoder"]["output_bias"][EOS] = -1e4
     return model, variables
 
