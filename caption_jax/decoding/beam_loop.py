@@ -167,10 +167,10 @@ class BeamSearch:
         non_eos_scores = jnp.where(jnp.arange(vocabulary_size) == self.eos_id, -jnp.inf, token_scores)
         count = min(self.width, vocabulary_size)
         values, ids = self.predictor.ops.top_k(non_eos_scores, count)  # contains the best extensions over all rows
-        score, index = jax.lax.top_k((live.score[..., None] + values).reshape(len(ids), -1), self.width)
+        score, index = jax.lax.top_k((live.score[..., None] + values).reshape(ids.shape[0], -1), self.width)
         parent = index // count
-        token = jnp.take_along_axis(ids.reshape(len(ids), -1), index, axis=1)
-        flat_log_probs = log_probs.reshape(len(ids), -1)  # to gather one value per caption instead of whole rows
+        token = jnp.take_along_axis(ids.reshape(ids.shape[0], -1), index, axis=1)
+        flat_log_probs = log_probs.reshape(ids.shape[0], -1)  # to gather one value per caption instead of whole rows
         log_prob = jnp.take_along_axis(flat_log_probs, parent * vocabulary_size + token, axis=1)
         next_live = live.select(parent).extend(step, token, log_prob, score)
 

@@ -64,7 +64,7 @@ def memory_attention_reference(
         The attention output with heads concatenated, in the dtype of `values`, and the attention weights in float32.
     """
     del decoding
-    memory_ids = jnp.broadcast_to(segments.memory_ids(len(keys)), queries.shape[:-2])
+    memory_ids = jnp.broadcast_to(segments.memory_ids(keys.shape[0]), queries.shape[:-2])
     queries = queries * queries.shape[-1] ** -0.5
     scores = jnp.einsum("...hd,...hdn->...hn", queries, keys[memory_ids], preferred_element_type=jnp.float32)
     if mask is not None:
@@ -143,7 +143,7 @@ def memory_attention(
     mask = None if mask is None else mask[:, None, None, :]
     if segments.block_length is None:
         queries = segments.to_captions(queries)
-        queries = queries.reshape(len(keys), -1, *queries.shape[2:])
+        queries = queries.reshape(keys.shape[0], -1, *queries.shape[2:])
     else:
         queries = segments.to_blocks(queries)
     output, weights = attend(queries, keys, values, mask, decoding=decoding)
