@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from caption_jax.specs import RunSpec
     from caption_jax.specs.extensions import Loading
 
-EXPORT_FORMATS = ("folder", "torch")  # keys of `caption_jax.export.exporter.WRITERS`, which is slow to import
+# Keys of `caption_jax.export.exporter.WRITERS`, which is slow to import.
+EXPORT_FORMATS = ("folder", "torch", "stablehlo")
 WEIGHTS = ("stored", "float32", "bfloat16", "int8")  # `caption_jax.parameters.stored_dtypes.CHOICES`, likewise
 
 flags.disclaim_key_flags()

@@ -12,6 +12,7 @@ from etils import epath
 from caption_jax.errors import ConfigError
 from caption_jax.export.card_facts import RunFacts, read_facts
 from caption_jax.export.model_card import write_card
+from caption_jax.export.stablehlo_folder import write_stablehlo_folder
 from caption_jax.export.torch_folder import write_torch_folder
 from caption_jax.inference.consensus_setup import FILE_NAME as FREQUENCIES
 from caption_jax.inference.consensus_setup import read_frequencies
@@ -100,4 +101,6 @@ def _read_frequencies(workdir: epath.Path, spec: DecodeSpec) -> dict[str, bytes]
     return {FREQUENCIES: (workdir / FREQUENCIES).read_bytes()}
 
 
-WRITERS: Mapping[str, Writer] = MappingProxyType({"folder": write_folder, "torch": write_torch_folder})
+WRITERS: Mapping[str, Writer] = MappingProxyType(
+    {"folder": write_folder, "torch": write_torch_folder, "stablehlo": write_stablehlo_folder}
+)

@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+
+from caption_jax.export.pixel_source import load_pixels  # replaced by its source in the exported file
 
 BOS, PAD, EOS = 0, 1, 2  # ids of <s>, <pad> and </s>
 MEMORY_NORM_EPSILON = 1e-6
 ACTIVATIONS = {"swish": functional.silu, "relu6": functional.relu6}
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}  # the argument `approximate` of torch
-RESAMPLING = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC, "area": Image.BOX}
 
 Cache = list[tuple[Tensor, Tensor]]  # keys and values [batch, heads, tokens, depth] of each decoder layer
 
@@ -360,28 +361,6 @@ class Captioner:
         pixels = np.stack([load_pixels(image, self.preprocessing) for image in images])
         tokens = self.model.decode_greedily(torch.from_numpy(pixels).to(self.model.mean.device))
         return [self.vocabulary.decode(ids) for ids in tokens.tolist()]
-
-
-def load_pixels(image: str | os.PathLike[str] | Image.Image, settings: dict[str, Any]) -> np.ndarray:
-    """Returns an image as a square of RGB pixels [size, size, 3], uint8, as preprocessing.json describes it."""
-    image = image if isinstance(image, Image.Image) else Image.open(image)
-    size, original_size = settings["size"], image.size
-    factor = next((factor for factor in (8, 4, 2) if min(original_size) >= factor * size * 15 / 16), 1)
-    if image.format == "JPEG":
-        image.draft(None, (image.width // factor, image.height // factor))
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("RGB")
-    if factor > 1 and sorted(image.size) == sorted(original_size):
-        image = image.reduce(factor)
-    if settings["resize"] == "crop":
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return np.array(image.resize((size, size), RESAMPLING[settings["interpolation"]]))
 
 
 def main() -> None:

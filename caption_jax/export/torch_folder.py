@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -12,6 +11,7 @@ from safetensors.numpy import save
 
 from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
 from caption_jax.errors import ConfigError
+from caption_jax.export.captioner_source import read_captioner
 from caption_jax.export.card_facts import RunFacts
 from caption_jax.export.model_card import write_card
 from caption_jax.export.torch_parameters import to_state_dict
@@ -29,7 +29,6 @@ _WITHOUT_EFFECT = (
     *("num_beams", "candidates", "length_penalty", "alpha", "groups", "diversity"),
     *("num_samples", "temperature", "top_k", "top_p", "seed", "consensus_metric"),
 )
-_SOURCE = Path(__file__).with_name("torch_captioner.py")
 _USAGE = """\
     pip install torch safetensors numpy pillow
     python captioner.py photo.jpg
@@ -51,7 +50,7 @@ def write_torch_folder(folder: epath.Path, model: Model, facts: RunFacts, workdi
     write_json(folder / "config.json", _make_config(description, model.weights.step))
     write_atomically(folder / "preprocessing.json", description.preprocessing.to_json() + "\n")
     write_atomically(folder / "tokenizer.json", description.vocabulary.tokenizer.to_json() + "\n")
-    write_atomically(folder / "captioner.py", _SOURCE.read_bytes())
+    write_atomically(folder / "captioner.py", read_captioner("torch_captioner"))
     write_atomically(folder / CARD, write_card(model, facts, _USAGE, "pytorch"))
     write_atomically(folder / WEIGHTS, save(to_state_dict(model.weights.variables, description)))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -15,6 +16,9 @@ from caption_jax.runtime.cached_program import CachedProgram
 from caption_jax.runtime.compilation_cache import is_cache_safe, locate_cache
 from caption_jax.specs import DecodeSpec, as_mapping
 from input_pipeline.special_tokens import EOS
+
+if TYPE_CHECKING:
+    from caption_jax.decoding.consensus import Consensus
 
 PyTree = Any
 
@@ -44,6 +48,17 @@ def make_caption_program(
         from caption_jax.inference.consensus_setup import make_consensus  # imports Flax
 
         consensus = make_consensus(spec, description, workdir)
+    generate = make_caption_function(description, spec, ensemble, consensus)
+    key = {**description.cache_key(), "decode": as_mapping(spec)}
+    key |= {"ensemble": [other.cache_key() for other in ensemble.descriptions]}
+    key |= {"consensus": None if consensus is None else consensus.fingerprint()}
+    return CachedProgram(generate, "caption", key, default_folder=locate_programs(workdir))
+
+
+def make_caption_function(
+    description: RunDescription, spec: DecodeSpec, ensemble: Ensemble, consensus: Consensus | None = None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns the function of `make_caption_program`, to be traced by `jax.jit` or `jax.export`."""
 
     def generate(
         variables: PyTree,
@@ -65,10 +80,7 @@ def make_caption_program(
         decoded = decode_features(*models, description, spec, consensus=consensus, constraints=constraints)
         return decoded.all_tokens, decoded.all_log_probs
 
-    key = {**description.cache_key(), "decode": as_mapping(spec)}
-    key |= {"ensemble": [other.cache_key() for other in ensemble.descriptions]}
-    key |= {"consensus": None if consensus is None else consensus.fingerprint()}
-    return CachedProgram(generate, "caption", key, default_folder=locate_programs(workdir))
+    return generate
 
 
 def locate_programs(workdir: str | os.PathLike[str] | None) -> str | None:
