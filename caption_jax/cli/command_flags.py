@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from caption_jax.specs.extensions import Loading
 
 # Keys of `caption_jax.export.exporter.WRITERS`, which is slow to import.
-EXPORT_FORMATS = ("folder", "torch", "stablehlo")
+EXPORT_FORMATS = ("folder", "torch", "stablehlo", "onnx")
 WEIGHTS = ("stored", "float32", "bfloat16", "int8")  # `caption_jax.parameters.stored_dtypes.CHOICES`, likewise
 
 flags.disclaim_key_flags()
@@ -126,7 +126,13 @@ def _define_for_captions_and_search(values: flags.FlagValues) -> None:
 
 
 def _define_for_export(values: flags.FlagValues) -> None:
-    flags.DEFINE_enum("to", None, EXPORT_FORMATS, "Format of the exported model.", values)
+    flags.DEFINE_enum(
+        "to",
+        None,
+        EXPORT_FORMATS,
+        "Format of the exported model: for this project, PyTorch, JAX alone or ONNX Runtime.",
+        values,
+    )
     flags.DEFINE_string(
         "out", None, "New folder for the exported model; `export/FORMAT` in the workdir by default.", values
     )

@@ -168,8 +168,11 @@ _FLAG_SUBCOMMANDS = (
             "export --workdir=runs/folder --to=folder --weights=int8",
             "export --workdir=runs/folder --to=torch --out=shared/my_model",
             "export --workdir=runs/folder --to=folder --push=owner/name",
+            "export --workdir=runs/folder --to=stablehlo",
+            "export --workdir=runs/folder --to=onnx",
         ),
-        notes="The formats are folder, which caption_jax.load reads, and torch, with a source file for PyTorch. Both "
+        notes="The formats are folder, which caption_jax.load reads, and three that need none of this project: torch, "
+        "stablehlo (JAX on CPUs, GPUs and TPUs) and onnx (ONNX Runtime), each with a script that captions images. All "
         "have a model card. Prints the path of the new folder.",
     ),
     Subcommand(

@@ -12,6 +12,7 @@ from etils import epath
 from caption_jax.errors import ConfigError
 from caption_jax.export.card_facts import RunFacts, read_facts
 from caption_jax.export.model_card import write_card
+from caption_jax.export.onnx_folder import write_onnx_folder
 from caption_jax.export.stablehlo_folder import write_stablehlo_folder
 from caption_jax.export.torch_folder import write_torch_folder
 from caption_jax.inference.consensus_setup import FILE_NAME as FREQUENCIES
@@ -102,5 +103,10 @@ def _read_frequencies(workdir: epath.Path, spec: DecodeSpec) -> dict[str, bytes]
 
 
 WRITERS: Mapping[str, Writer] = MappingProxyType(
-    {"folder": write_folder, "torch": write_torch_folder, "stablehlo": write_stablehlo_folder}
+    {
+        "folder": write_folder,
+        "torch": write_torch_folder,
+        "stablehlo": write_stablehlo_folder,
+        "onnx": write_onnx_folder,
+    }
 )

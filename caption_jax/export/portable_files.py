@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.metadata import version
 
 import jax
 from etils import epath
 
-from caption_jax.errors import ConfigError
 from caption_jax.export.captioner_source import read_captioner
 from caption_jax.export.card_facts import RunFacts
 from caption_jax.export.model_card import write_card
@@ -58,30 +58,20 @@ def token_bytes(vocabulary: Vocabulary) -> list[str]:
     ]
 
 
-def to_portable(description: RunDescription, ops: str) -> RunDescription:
+def to_portable(description: RunDescription, ops: str, dtype: str = "") -> RunDescription:
     """Returns the description of a model whose program does not depend on the device that exports it.
 
     Args:
-        description: description of the run; `config.dtype=auto` becomes float32.
+        description: description of the run.
         ops: implementation of the operations, as in `config.model.ops`.
+        dtype: computation dtype; "" for that of the run, or float32 if `config.dtype` is "auto".
     """
     spec = description.spec
-    dtype = "float32" if spec.dtype == "auto" else spec.dtype
+    dtype = dtype or ("float32" if spec.dtype == "auto" else spec.dtype)
     spec = dataclasses.replace(spec, dtype=dtype, model=dataclasses.replace(spec.model, ops=ops))
     return dataclasses.replace(description, spec=spec)
 
 
-def check_no_consensus(description: RunDescription, to: str) -> None:
-    """Raises ConfigError if captions are chosen by consensus, which needs the document frequencies of the run."""
-    if weight := description.spec.decode.consensus_weight:
-        raise ConfigError(
-            f"--to={to} does not support config.decode.consensus_weight={weight!r}: add "
-            "--config.decode.consensus_weight=0.0 to export the model nevertheless, or use --to=folder"
-        )
-
-
 def versions(*packages: str) -> dict[str, str]:
-    """Returns the versions of JAX and of other packages that wrote a folder."""
-    from importlib.metadata import version
-
+    """Returns the installed versions of JAX and of other packages."""
     return {"jax": jax.__version__, **{package: version(package) for package in packages}}

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, UInt8
 from safetensors.numpy import save
 
 from caption_jax.export.card_facts import RunFacts
-from caption_jax.export.portable_files import check_no_consensus, to_portable, versions, write_portable_files
+from caption_jax.export.decode_checks import check_decode_settings
+from caption_jax.export.portable_files import to_portable, versions, write_portable_files
 from caption_jax.inference.caption_program import make_caption_function
 from caption_jax.inference.captioning import encode_for_decoding
 from caption_jax.inference.ensemble import SINGLE_MODEL
@@ -44,7 +45,8 @@ def write_stablehlo_folder(folder: epath.Path, model: Model, facts: RunFacts, wo
         ConfigError: captions are chosen by consensus.
     """
     del workdir
-    check_no_consensus(model.description, "stablehlo")
+    decode = model.description.spec.decode
+    check_decode_settings(decode, "stablehlo", {*as_mapping(decode)} - {"consensus_weight"})
     description = to_portable(model.description, "fast")
     weights = {name: array.astype(np.float32) for name, array in flatten_arrays(model.weights.variables).items()}
     weights, programs = _export_all(description, weights)

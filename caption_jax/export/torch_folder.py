@@ -13,6 +13,7 @@ from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
 from caption_jax.errors import ConfigError
 from caption_jax.export.captioner_source import read_captioner
 from caption_jax.export.card_facts import RunFacts
+from caption_jax.export.decode_checks import WITHOUT_EFFECT, check_decode_settings
 from caption_jax.export.model_card import write_card
 from caption_jax.export.torch_parameters import to_state_dict
 from caption_jax.models.backbones.efficientnet_variants import get_variant
@@ -20,15 +21,9 @@ from caption_jax.runs.artifact import CARD, WEIGHTS
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import Model
 from caption_jax.runs.workdir import write_json
-from caption_jax.specs import DecodeSpec
 from input_pipeline.files import write_atomically
 
-# Settings that the captioner implements, or that have no effect on greedy decoding.
 _DECODE_SETTINGS = ("max_length", "min_length", "at_limit")
-_WITHOUT_EFFECT = (
-    *("num_beams", "candidates", "length_penalty", "alpha", "groups", "diversity"),
-    *("num_samples", "temperature", "top_k", "top_p", "seed", "consensus_metric"),
-)
 _USAGE = """\
     pip install torch safetensors numpy pillow
     python captioner.py photo.jpg
@@ -56,7 +51,7 @@ def write_torch_folder(folder: epath.Path, model: Model, facts: RunFacts, workdi
 
 
 def _check_supported(description: RunDescription) -> None:
-    encoder, decode, defaults = description.spec.model.encoder, description.spec.decode, DecodeSpec()
+    encoder = description.spec.model.encoder
     if type(encoder) is not EfficientNetBackbone:
         raise ConfigError(
             f"--to=torch supports EfficientNet, but the image encoder of this run is {type(encoder).__name__}: use "
@@ -68,14 +63,7 @@ def _check_supported(description: RunDescription) -> None:
                 f"--to=torch does not support config.model.{key}={value!r}, which this run was trained with: use "
                 "--to=folder"
             )
-    names = [field.name for field in dataclasses.fields(decode)]
-    for name in set(names) - {*_DECODE_SETTINGS, *_WITHOUT_EFFECT}:
-        value, default = getattr(decode, name), getattr(defaults, name)
-        if value != default:
-            raise ConfigError(
-                f"--to=torch decodes greedily without config.decode.{name}={value!r}: add "
-                f"--config.decode.{name}={default!r} to export the model nevertheless, or use --to=folder"
-            )
+    check_decode_settings(description.spec.decode, "torch", (*_DECODE_SETTINGS, *WITHOUT_EFFECT))
 
 
 def _make_config(description: RunDescription, step: int) -> dict[str, Any]:
