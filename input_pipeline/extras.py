@@ -27,7 +27,7 @@ EXTRAS = {
     "gcs": ("gcsfs",),
     "s3": ("s3fs",),
     "serve": ("starlette", "uvicorn", "python_multipart", "prometheus_client"),
-    "onnx": ("jax2onnx", "onnx", "onnxruntime"),
+    "onnx": ("jax2onnx",),
     "tpu": ("libtpu",),
     "cuda-compiler": ("jax_cuda12_plugin",),
 }

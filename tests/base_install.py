@@ -104,8 +104,9 @@ def list_modules() -> list[str]:
     """Returns the names of all modules of `caption_jax` and `input_pipeline`."""
     files = [file for package in ("caption_jax", "input_pipeline") for file in (ROOT / package).rglob("*.py")]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
-    exported = "caption_jax.export.torch_captioner"  # is copied to other people, and never imported
-    return sorted(name for name in names if not name.endswith("__main__") and name != exported)
+    # The captioners are copied to other people, and never imported.
+    exported = {f"caption_jax.export.{name}_captioner" for name in ("torch", "onnx", "stablehlo")}
+    return sorted(name for name in names if not name.endswith("__main__") and name not in exported)
 
 
 def _capture_error(call: Callable[[], object]) -> str:
@@ -120,6 +121,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
     """Returns calls that require an optional package. Each key starts with the name of the package."""
     from caption_jax.evaluation.final_evaluation import evaluate_split
     from caption_jax.evaluation.tuning import tune_split
+    from caption_jax.export.onnx_folder import require_converter
     from caption_jax.metrics.java_metrics import unavailable_metrics
     from caption_jax.models.backbones.efficientnet_variants import get_variant
     from caption_jax.planning.topology import parse_topology
@@ -160,6 +162,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
         "matplotlib": lambda: importlib.import_module("caption_jax.evaluation.report.plots"),
         "h5py": open_keras_weights,
         "pycocoevalcap": raise_meteor_error,
+        "jax2onnx": require_converter,
         "pillow_heif": lambda: decode_image(b"\0\0\0\x18ftypheic", 8),
         "libtpu": parse_topology("v5e:2x2").devices,
         "jax_cuda12_plugin": parse_topology("h100:8").devices,

@@ -39,7 +39,7 @@ def write_onnx_folder(folder: epath.Path, model: Model, facts: RunFacts, workdir
     """
     del workdir
     check_decode_settings(model.description.spec.decode, "onnx", (*_DECODE_SETTINGS, *WITHOUT_EFFECT))
-    require("--to=onnx", "jax2onnx", "onnx")
+    require_converter()
     programs = OnnxPrograms(to_portable(model.description, "reference", "float32"), model.weights.variables)
     graphs = {"encode.onnx": programs.encode(), "step.onnx": programs.step()}
     contents = {name: _convert(program) for name, program in graphs.items()}
@@ -47,6 +47,11 @@ def write_onnx_folder(folder: epath.Path, model: Model, facts: RunFacts, workdir
     for name, content in contents.items():
         write_atomically(folder / name, content)
     write_json(folder / "config.json", _make_config(model, programs, graphs))
+
+
+def require_converter() -> None:
+    """Raises MissingPackageError if the extra `onnx` is not installed."""
+    require("--to=onnx", "jax2onnx")
 
 
 def _convert(program: Program) -> bytes:

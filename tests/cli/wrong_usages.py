@@ -123,7 +123,7 @@ COMBINED_MODELS = [
     ("soup --workdir={empty}/soup {workdir} {workdir}", 1, "{workdir} and {workdir} have the same weights"),
     ("soup --workdir={empty}/soup --split=test {workdir} {searchable}", 1, "cannot choose models on the test split"),
     ("export --workdir={workdir}", 2, "export requires --to=FORMAT, one of folder"),
-    ("export --workdir={workdir} --to=onnx", 2, "--to=onnx: the value must be one of folder, torch"),
+    ("export --workdir={workdir} --to=keras", 2, "--to=keras: the value must be one of folder, torch"),
     ("export --workdir={workdir} --to=folder --out={empty}", 1, "{empty} already exists: delete it, or write to ano"),
     ("export --workdir={damaged} --to=folder --out={empty}/new", 1, "{damaged}/config.json is damaged ("),
     ("evaluate --workdir={workdir} --recipe=uniform", 2, "evaluate does not use --recipe, a flag of soup"),

@@ -20,7 +20,7 @@ from input_pipeline.extras import EXTRAS, TRAINING, optional_packages, require, 
 
 DECLARED = tomllib.loads((base_install.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Packages that only other packages import.
-INDIRECT_PACKAGES = {"array-record", "jax-cuda12-pjrt", "importlib-resources", "tensorflow-cpu"}
+INDIRECT_PACKAGES = {"array-record", "jax-cuda12-pjrt", "importlib-resources", "tensorflow-cpu", "onnxruntime"}
 DEVELOPER_EXTRAS = {"test", "bench", "docs"}
 EXTRAS_WITHOUT_MODULES = {"cuda"}  # JAX discovers its plug-ins
 # Modules that import an optional package at the top level.
