@@ -130,11 +130,14 @@ def _make_model(description: RunDescription) -> ImageCaptioningModel:
     """Builds the model without the reference of `memory_attention`.
 
     That copies the memory per caption, with an integer division that jax2onnx 0.13 does not convert for a symbolic
-    batch. The fast one has no branch per platform in a step of one token, so that it converts too.
+    batch. Here, the fast one has no branch per platform, because a step has a single token, so it converts too.
     """
     model = description.model()
     ops = dataclasses.replace(REFERENCE, memory_attention=FAST.memory_attention)
-    return model.clone(decoder=model.decoder.clone(ops=ops))
+    encoder, memory_encoder = model.image_encoder, model.image_encoder.memory_encoder
+    if memory_encoder is not None:
+        encoder = encoder.clone(memory_encoder=memory_encoder.clone(ops=ops))
+    return model.clone(image_encoder=encoder, decoder=model.decoder.clone(ops=ops))
 
 
 def _make_cache(tokens: Int[Array, "batch length"], step: Int[Array, ""], arrays: tuple[Array, ...]) -> Cache:
