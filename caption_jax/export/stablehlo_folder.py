@@ -60,20 +60,32 @@ def write_stablehlo_folder(folder: epath.Path, model: Model, facts: RunFacts, wo
 def _export_all(description: RunDescription, weights: _Weights) -> tuple[_Weights, dict[str, export.Exported]]:
     """Returns the weights that at least one program uses, and the programs, which take only these weights."""
     functions, size = make_functions(description), description.preprocessing.size
-    programs = {name: _export(function, weights, size) for name, function in functions.items()}
-    used = {name for program in programs.values() for name in _list_arguments(program, list(weights))}
-    if len(used) > len(weights):  # the arguments are all weights, and the pixels
-        return weights, programs
-    weights = {name: array for name, array in weights.items() if name in used}
+    used = set().union(*(_find_used(function, weights, size) for function in functions.values()))
+    unused = {name: np.zeros_like(array) for name, array in weights.items() if name not in used}
+    weights, functions = {name: weights[name] for name in weights if name in used}, make_functions(description, unused)
     return weights, {name: _export(function, weights, size) for name, function in functions.items()}
 
 
-def make_functions(description: RunDescription) -> dict[str, Callable[..., Any]]:
-    """Returns the functions of the two programs, whose arguments are the weights by name, and pixels."""
+def _find_used(function: Callable[..., Any], weights: _Weights, size: int) -> set[str]:
+    """Returns the names of the weights that a function uses. An exported program may keep arguments without use."""
+    pixels = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+    jaxpr = jax.make_jaxpr(function)(weights, pixels).jaxpr
+    used = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+    arguments = jaxpr.invars[:-1]  # without the pixels
+    return {name for name, variable in zip(sorted(weights), arguments, strict=True) if id(variable) in used}
+
+
+def make_functions(description: RunDescription, unused: _Weights | None = None) -> dict[str, Callable[..., Any]]:
+    """Returns the functions of the two programs, whose arguments are the weights by name, and pixels.
+
+    Args:
+        description: description of the model.
+        unused: weights that the functions do not take, because they have no effect; Flax still looks them up.
+    """
     generate = make_caption_function(description, description.spec.decode, SINGLE_MODEL)
 
     def encode(weights: _Weights, pixels: UInt8[Array, "batch size size 3"]) -> dict[str, Float[Array, "batch ..."]]:
-        model, variables = description.model(), unflatten_arrays(weights)
+        model, variables = description.model(), unflatten_arrays({**(unused or {}), **weights})
         features = encode_for_decoding(model, variables, pixels, None, description)
         result = {"memory": features.memory}
         if description.has_joint_embedding:
@@ -81,7 +93,7 @@ def make_functions(description: RunDescription) -> dict[str, Callable[..., Any]]
         return result
 
     def caption(weights: _Weights, pixels: UInt8[Array, "batch size size 3"]) -> tuple[Array, Array]:
-        return generate(unflatten_arrays(weights), pixels, None, ())
+        return generate(unflatten_arrays({**(unused or {}), **weights}), pixels, None, ())
 
     return {"encode": encode, "caption": caption}
 
