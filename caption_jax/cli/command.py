@@ -185,9 +185,7 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
                 # The import is here because it imports JAX, which must not happen before the platform is set up.
                 module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
             if not command_flags.read_flags(line.argv).get("workdir"):
-                workdir_flag.check_default(options.workdir, options.config.data.root)
-                if not options.quiet and is_main_process():
-                    print(f"workdir: {escape(options.workdir)} (set --workdir to use another)", flush=True)
+                _announce_default(line.subcommand, options)
             return module.run(options, arguments)
 
     is_filter = line.subcommand != "train"
@@ -196,6 +194,18 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
         # After a failure, threads of libraries may wait for each other for minutes, such as those of a failed save.
         fast_exit(script, status)
     return status
+
+
+def _announce_default(subcommand: str, options: flags.FlagValues) -> None:
+    """Prints which workdir or model is used without `--workdir`. Raises ConfigError if it holds a run on other data."""
+    is_silent = options.quiet or not is_main_process()
+    if subcommand in workdir_flag.WITH_DEMO:
+        if not is_silent:
+            print("using the demo model, which is small (set --workdir to use another)", file=sys.stderr, flush=True)
+        return
+    workdir_flag.check_default(options.workdir, options.config.data.root)
+    if not is_silent:
+        print(f"workdir: {escape(options.workdir)} (set --workdir to use another)", flush=True)
 
 
 @contextlib.contextmanager

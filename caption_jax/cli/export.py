@@ -16,10 +16,10 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the folder, uploads it with `--push`, and prints where it is; returns the exit status.
 
     Raises:
-        UsageError: the model is on the Hub, and `--out` is missing.
+        UsageError: the model is given by name, and `--out` is missing.
     """
     if is_shared_copy(options.workdir) and not options.out:
-        raise app.UsageError("a model on the Hub is exported to a folder of yours: set --out=FOLDER")
+        raise app.UsageError("a model given by name is exported to a folder of yours: set --out=FOLDER")
     spec = spec_from_flags(options, "defer")
     with display_from_flags(options) as display:
         repository = HubRepository(options.push) if options.push else None  # fails before any work is done

@@ -99,14 +99,16 @@ _FLAG_SUBCOMMANDS = (
     Subcommand(
         "caption",
         "caption image files",
-        "--workdir=FOLDER IMAGE...",
+        "[--workdir=FOLDER] IMAGE...",
         ("workdir", "format", "context", "checkpoint", "weights", "config", *_PROCESSES),
         (
+            "caption photo.jpg",
             "caption --workdir=runs/folder photo.jpg",
             "caption --workdir=runs/folder folder/ 'more/*.png' --format=jsonl",
         ),
         takes_arguments=True,
-        notes="IMAGE is a file, a pattern or a folder. Prints one line per image: the path, a tab and the caption.",
+        notes="IMAGE is a file, a pattern or a folder. Prints one line per image: the path, a tab and the caption. "
+        "The default is a small demo model.",
         descriptions={
             "context": "A text to use as context for the images, such as the title of a page; may be repeated."
         },
@@ -114,9 +116,10 @@ _FLAG_SUBCOMMANDS = (
     Subcommand(
         "serve",
         "caption images and search an index over HTTP",
-        "--workdir=FOLDER",
+        "[--workdir=FOLDER]",
         ("workdir", "index", *SERVING_FLAGS, "checkpoint", "weights", "config"),
         (
+            "serve",
             "serve --workdir=runs/folder",
             "serve --workdir=runs/search --index=runs/search/index --image_folder=photos",
             "serve --workdir=runs/folder --host=0.0.0.0 --token_file=token.txt",

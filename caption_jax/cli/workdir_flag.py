@@ -11,16 +11,17 @@ from absl import app
 from caption_jax.cli.command_flags import read_flags, remove_flag
 from caption_jax.config_files import list_configs
 from caption_jax.errors import ConfigError, WorkdirError
-from caption_jax.named_models import is_named, locate_model
+from caption_jax.named_models import is_named, locate_demo, locate_model
 from input_pipeline.files import is_on_bucket
 
 _RUNS = "runs"
 _WITH_DEFAULT = ("train", "plan")
+WITH_DEMO = ("caption", "serve")  # which use the demo model if `--workdir` is missing
 _WRITING = ("train", "evaluate", "tune", "soup", "plan")  # the others write to the folder of the index, or nothing
 
 
 def add_default(subcommand: str, argv: Sequence[str]) -> list[str]:
-    """Adds `--workdir=runs/NAME` to the flags of training or planning with `--config=NAME`.
+    """Adds `--workdir=runs/NAME` to the flags of training or planning with `--config=NAME`, or the demo model.
 
     Args:
         subcommand: name of the subcommand.
@@ -31,9 +32,12 @@ def add_default(subcommand: str, argv: Sequence[str]) -> list[str]:
 
     Raises:
         UsageError: `--config` or `--workdir` is missing and has no default.
+        MissingFileError: there is no demo model.
     """
     values = read_flags(argv)
     workdir, config = values.get("workdir", ""), values.get("config", "")
+    if "workdir" not in values and subcommand in WITH_DEMO:
+        return [f"--workdir={locate_demo()}", *argv]
     _check_required(subcommand, workdir, config)
     if workdir:
         return list(argv)

@@ -37,10 +37,10 @@ def get_index_folder(workdir: str, index_flag: str | None) -> Path:
 
     Raises:
         ConfigError: the folder is on a bucket, whose files cannot be memory-mapped, or is a file; or `--index` is
-            missing for a model on the Hub.
+            missing for a model given by name.
     """
     if is_shared_copy(workdir) and not index_flag:
-        raise ConfigError("a model on the Hub has no folder for an index: set --index to a folder")
+        raise ConfigError("a model given by name has no folder for an index: set --index to a folder")
     folder = index_flag or os.path.join(workdir, "index")
     if is_on_bucket(folder):
         raise ConfigError(f"the index must be on a local disk, not in {folder}: set --index to a local folder")

@@ -13,6 +13,7 @@ from etils import epath
 from caption_jax.backbones.protocol import Settings, stored_settings
 from caption_jax.errors import ConfigError, MissingFileError
 from caption_jax.models.captioning_model import ImageCaptioningModel
+from caption_jax.named_models import locate_model
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.agreement import prepare_together
@@ -204,7 +205,7 @@ def _backbone_settings(spec: RunSpec) -> Settings:
     encoder = spec.model.encoder
     if spec.init_from:
         try:
-            source = workdir_files.read_description(spec.init_from)
+            source = workdir_files.read_description(locate_model(spec.init_from))
         except FileNotFoundError as error:
             raise MissingFileError(f"config.init_from: {error}") from None
         if encoder.accepts_weights_of(source.spec.model.encoder):  # `init_from` takes precedence over other weights

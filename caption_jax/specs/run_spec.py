@@ -27,7 +27,7 @@ class RunSpec:
     seed: int = 0
     # Compute dtype: "auto" (bfloat16 on accelerators that have it, otherwise float32), "bfloat16" or "float32".
     dtype: str = "auto"
-    init_from: str = ""  # workdir of a run to load the initial weights from; "" for none
+    init_from: str = ""  # workdir of a run, "demo" or hf://owner/name, to load the initial weights from; "" for none
     data: DataSpec = DataSpec()
     limits: Limits = Limits()
     augment: AugmentSpec = AugmentSpec()

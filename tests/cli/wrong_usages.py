@@ -136,7 +136,9 @@ COMBINED_MODELS = [
     (FOLDER + " --config.decode.ensemble={workdir}", 1, "but train uses a single model: remove the key"),
 ]
 WORKDIRS = [
-    ("caption photo.png", 2, "caption requires --workdir=FOLDER, the folder of a run"),
+    ("index photo.png", 2, "index requires --workdir=FOLDER, the folder of a run"),
+    ("evaluate --workdir=demo", 2, "evaluate writes to its workdir, so --workdir must be a folder"),
+    ("export --workdir=demo --to=folder", 2, "a model given by name is exported to a folder of yours: set --out"),
     ("caption --workdir= photo.png", 2, "caption requires --workdir=FOLDER, the folder of a run"),
     (
         "caption --workdir=missing photo.png",
