@@ -119,7 +119,6 @@ _FLAG_SUBCOMMANDS = (
         "[--workdir=FOLDER]",
         ("workdir", "index", *SERVING_FLAGS, "checkpoint", "weights", "config"),
         (
-            "serve",
             "serve --workdir=runs/folder",
             "serve --workdir=runs/search --index=runs/search/index --image_folder=photos",
             "serve --workdir=runs/folder --host=0.0.0.0 --token_file=token.txt",
