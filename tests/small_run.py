@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"red": (210, 30, 30), "green": (30, 170, 50), "blue": (30, 60, 200), "yellow": (230, 210, 40)}
 MAIN_FLAGS = (
     *("config", "workdir", "mode", "split", "images", "context", "format", "checkpoint", "recipe"),
-    *("index", "captions", "missing", "query", "top", "search", "to", "out", "push"),
+    *("index", "captions", "missing", "query", "top", "search", "to", "out", "push", "weights"),
     *(
         "topology",
         "programs",

@@ -10,7 +10,8 @@ from small_run import ROOT, run_main
 # Tracing a model imports `flax` and most of `caption_jax.models`.
 UNWANTED = {
     *("flax", "optax", "orbax", "tensorflow", "transformers", "huggingface_hub", "grain", "clu", "matplotlib", "rich"),
-    *(f"caption_jax.{package}" for package in ("decoding", "evaluation", "metrics", "objectives", "ops", "parameters")),
+    *(f"caption_jax.{package}" for package in ("decoding", "evaluation", "metrics", "objectives")),
+    *(f"caption_jax.{module}" for module in ("ops.implementations", "ops.segments", "parameters.sharding")),
     *(f"caption_jax.{package}" for package in ("planning", "pretrained", "retrieval", "training")),
     *(f"caption_jax.telemetry.{module}" for module in ("event_files", "metrics_file", "monitoring")),
     *(f"caption_jax.models.{module}" for module in ("attention", "build", "captioning_model", "decoder", "layers")),

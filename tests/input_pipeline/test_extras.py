@@ -29,7 +29,11 @@ MODULES_WITH_OPTIONAL_IMPORTS = {
     "caption_jax.evaluation.report.plots",
     "caption_jax.evaluation.report.summary_cards",
     *(f"caption_jax.serving.{name}" for name in ("http_app", "http_errors", "http_server", "request_middleware")),
-    "caption_jax.serving.uploads",
+    *(
+        f"caption_jax.serving.{name}"
+        for name in ("api_description", "disconnection", "search_api", "search_description")
+    ),
+    *(f"caption_jax.serving.{name}" for name in ("search_request", "uploads", "web_page")),
     "input_pipeline.sources.shapes_dataset.builder",
 }
 MODULES = [(extra, module) for extra, modules in EXTRAS.items() for module in modules]
@@ -94,7 +98,7 @@ def test_extras_match_pyproject():
 
 def test_developer_extras_include_the_extras_they_require():
     all_but_bench = {"docs", "gcs", "heic", "hub", "java", "keras-weights", "onnx", "serve", "train"}
-    for extra, expected in (("test", all_but_bench), ("bench", {"java", "train"})):
+    for extra, expected in (("test", all_but_bench), ("bench", {"java", "serve", "train"})):
         requirements = map(Requirement, DECLARED[extra])
         (self_requirement,) = (requirement for requirement in requirements if requirement.name == "caption-jax")
         assert self_requirement.extras == expected
