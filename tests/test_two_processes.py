@@ -88,7 +88,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("group", slow_or_long(GROUPS.values(), ["default", "fifty_steps"], GROUPS))
+@pytest.mark.parametrize("group", slow_or_long(GROUPS.values(), ["fifty_steps"], GROUPS))
 def test_several_processes_give_the_results_of_one_process(launcher, tmp_path, group):
     launcher = dataclasses.replace(launcher, config=launcher.config + group.variant)
     one, several = tmp_path / "one", tmp_path / "several"

@@ -51,7 +51,7 @@ def test_the_default_workdir_is_named_after_the_config(small_images, tmp_path, m
     data = ["--config.data.root=other", "--config.train.steps=2"]
     with pytest.raises(ValueError, match=r"runs/small_run holds a run with config.data.root='.*', not 'other'"):
         run_main("train", f"--config={CONFIG}", *data)
-    assert run_main("caption", "photo.png") == 2
+    assert run_main("index", "photo.png") == 2
     assert "the folder of a run, such as runs/small_run (" in capsys.readouterr().err
 
 
