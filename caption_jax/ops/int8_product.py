@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Int8
 
 LEVELS = 127  # the integers are in [-127, 127]
 
-# XLA:CPU computes products of fewer rows one multiplication at a time. With 8 rows, the logits of one row are computed
-# in a third of the time.
+# XLA:CPU computes products of fewer rows one multiplication at a time, which is slower than 8 rows.
 _MIN_ROWS = 8
 
 
@@ -50,9 +49,8 @@ def int8_product(
     """`int8_product_reference`; on a CPU, the inputs are rounded to 8-bit integers as well.
 
     Each row of inputs has its own scale, the largest magnitude in it / 127, so results do not depend on the other rows.
-    A sum of n products changes by at most n * 127 * 0.5 scales of the row and the kernel. On an Intel Xeon with AMX,
-    the logits of 16 rows take a fifth of the CPU time of float32. Elsewhere, the kernel is converted to the dtype of
-    `x`. `python -m benchmarks.quantized` measures captioning as a whole.
+    A sum of n products changes by at most n * 127 * 0.5 scales of the row and the kernel. Elsewhere, the
+    kernel is converted to the dtype of `x`. `python -m benchmarks.quantized` compares the speed of captioning.
     """
     multiply_integers = functools.partial(_multiply_integers, inputs=inputs)
     return lax.platform_dependent(
