@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from safetensors import deserialize, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
 
 from caption_jax.errors import ConfigError
@@ -106,7 +106,7 @@ def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
 
     Raises:
         OSError: the file cannot be read.
-        safetensors.SafetensorError: the file has another format or is truncated.
+        safetensors.SafetensorError: the file has another format, is truncated, or has arrays of an unsupported dtype.
     """
     if is_on_bucket(file):
         content = file.read_bytes()
@@ -115,12 +115,23 @@ def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
     with ThreadPoolExecutor(max_workers=1) as pool:
         digest = pool.submit(sha256_of_file, file)
         with safe_open(file, "numpy") as opened:  # has `keys`, but is not a dictionary
-            variables = unflatten_arrays({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+            variables = unflatten_arrays({name: _read_tensor(opened, name) for name in opened.keys()})  # noqa: SIM118
         return _rename_former_modules(variables), digest.result()
 
 
+def _read_tensor(opened: safe_open, name: str) -> np.ndarray:
+    _check_dtype(opened.get_slice(name).get_dtype())
+    return opened.get_tensor(name)
+
+
 def _view_as_array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    _check_dtype(dtype)
     return np.frombuffer(data, _SAFETENSORS_DTYPES[dtype]).reshape(shape)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in _SAFETENSORS_DTYPES:
+        raise SafetensorError(f"unsupported dtype {dtype}")
 
 
 def _rename_former_modules(variables: PyTree) -> PyTree:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_run
-from safetensors import safe_open
+from etils import epath
+from safetensors import SafetensorError, safe_open
 from small_run import run_main
 from varied_models import write_varied_model
 
@@ -18,7 +19,7 @@ from caption_jax.cli.command_flags import WEIGHTS
 from caption_jax.errors import ConfigError, WorkdirError
 from caption_jax.export.exporter import export_model
 from caption_jax.parameters.stored_dtypes import CHOICES, find_stored_dtype
-from caption_jax.runs import artifact, loading
+from caption_jax.runs import artifact, loading, weights
 from caption_jax.runs.loading import read_model
 from caption_jax.runs.transfer import transfer_weights
 from caption_jax.runs.weights import fingerprint
@@ -138,3 +139,12 @@ def test_the_choices_of_the_flag_are_those_of_load(workdir):
         caption_jax.load(workdir, weights="int4")
     with pytest.raises(ConfigError, match="unknown weights"):
         loading.load_model(workdir, dtype="")
+
+
+@pytest.mark.parametrize("is_on_bucket", [False, True])
+def test_a_file_with_an_unsupported_dtype_has_another_format(tmp_path, monkeypatch, is_on_bucket):
+    header = json.dumps({"params/a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    monkeypatch.setattr(weights, "is_on_bucket", lambda file: is_on_bucket)
+    with pytest.raises(SafetensorError, match="unsupported dtype F8_E4M3"):
+        weights.read_safetensors(epath.Path(tmp_path / "model.safetensors"))
