@@ -11,6 +11,7 @@ import pytest
 import restoring_main
 from process_group import ONE_IMAGE, PAIR_FLAGS, SLOW_SGD, simulate_devices, start_processes, wait_for_all
 from resume_run import list_saved_steps, log_path, read_evaluation, read_rows, read_state
+from tiers import slow_or_long
 
 from caption_jax.cli.exit_status import STOPPED
 
@@ -25,21 +26,21 @@ def hash_checkpoint(workdir: Path) -> dict:
     return {"step": step, "arrays": {name: restoring_main.hash_bytes(value) for name, value in contents.items()}}
 
 
-@pytest.mark.slow
-def test_fewer_processes_restore_the_state_bit_for_bit_and_continue_the_run(launcher, tmp_path):
-    """Four processes with one device each, then one with four."""
+@pytest.mark.parametrize("first", slow_or_long([2, 4], slow=[2]))
+def test_fewer_processes_restore_the_state_bit_for_bit_and_continue_the_run(launcher, tmp_path, first):
+    """Several processes with one device each, then one with all devices."""
     workdir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     flags = (
         *SLOW_SGD,
         *ONE_IMAGE,
-        "--config.mesh.data=4",
+        f"--config.mesh.data={first}",
         f"--config.train.steps={STEPS}",
         "--config.train.eval_every=25",
     )
     restoring = dataclasses.replace(launcher, script=restoring_main.__file__)
     saved = None
-    for count, last_step in ((4, 20), (1, STEPS)):
-        environment = {**simulate_devices(4 // count), "RESTORED_FOLDER": str(tmp_path)}
+    for count, last_step in ((first, 20), (1, STEPS)):
+        environment = {**simulate_devices(first // count), "RESTORED_FOLDER": str(tmp_path)}
         all_flags = [(*flags, "--max_steps_this_run=20")] * count
         processes = start_processes(restoring, [workdir] * count, all_flags, **environment)
         statuses = wait_for_all(processes, 900)
@@ -50,7 +51,7 @@ def test_fewer_processes_restore_the_state_bit_for_bit_and_continue_the_run(laun
         saved = hash_checkpoint(workdir)
         assert saved["step"] == last_step and any("opt_state" in name for name in saved["arrays"])
 
-    process = launcher.start(undisturbed, *PAIR_FLAGS, *flags, **simulate_devices(4))
+    process = launcher.start(undisturbed, *PAIR_FLAGS, *flags, **simulate_devices(first))
     assert process.wait() == 0, log_path(undisturbed).read_text()
     losses, expected = ([row[2]["loss"] for row in read_rows(folder)] for folder in (workdir, undisturbed))
     assert [row[:2] for row in read_rows(workdir)] == [row[:2] for row in read_rows(undisturbed)]

@@ -80,6 +80,7 @@ class Group:
 
 GROUPS = {
     "default": Group(1e-4),
+    "slow_sgd": Group(2e-6, common=SLOW_SGD),
     "fifty_steps": Group(2e-6, 50, common=SLOW_SGD),
     # Cached features may differ in the last bit. Adam magnifies this where gradients are rounding errors (key biases).
     "features": Group(1e-3, variant=":cached"),
@@ -88,7 +89,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("group", slow_or_long(GROUPS.values(), ["fifty_steps"], GROUPS))
+@pytest.mark.parametrize("group", slow_or_long(GROUPS.values(), ["slow_sgd"], GROUPS))
 def test_several_processes_give_the_results_of_one_process(launcher, tmp_path, group):
     launcher = dataclasses.replace(launcher, config=launcher.config + group.variant)
     one, several = tmp_path / "one", tmp_path / "several"
@@ -120,7 +121,8 @@ def test_several_processes_give_the_results_of_one_process(launcher, tmp_path, g
 
 
 @pytest.mark.usefixtures("unignored_signals")
-@pytest.mark.parametrize("number", slow_or_long([signal.SIGTERM, signal.SIGHUP], slow=[signal.SIGTERM]))
+@pytest.mark.long  # the slow tier stops two processes by a limit on steps
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(launcher, tmp_path, number):
     workdir = tmp_path / "run"
     processes = start_sharing_processes(launcher, workdir, "--config.train.steps=2000")

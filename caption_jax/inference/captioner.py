@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from caption_jax.errors import ConfigError
 from caption_jax.inference.caption_program import make_caption_program
+from caption_jax.inference.context_texts import encode_context_texts
 from caption_jax.inference.embedding_programs import make_embedding_programs
 from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.inference.image_inputs import ImageInput, as_batch, check_image, read_image
@@ -283,22 +283,10 @@ class Captioner:
         return [make_caption(vocabulary, token_ids.tolist(), float(log_prob)) for token_ids, log_prob in outputs]
 
     def _encode_context(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images texts text_length"]:
-        """Returns the token ids of the context texts, for the text encoder. Rows without a text contain only <pad>."""
-        max_texts = self._description.spec.model.context.max_texts
         for image_texts in texts:
             if isinstance(image_texts, _SINGLE_ITEMS):
                 raise TypeError(f"context takes a list of texts for each image, such as [[{image_texts!r}], ...]")
-            if len(image_texts) > max_texts:
-                raise ConfigError(
-                    f"an image has {len(image_texts)} context texts, but this run's model accepts at most {max_texts} "
-                    "(config.model.context.max_texts)"
-                )
-        tokenizer = self._description.text_tokenizer
-        ids = np.full((len(texts), max_texts, tokenizer.max_length), PAD, np.int32)
-        for image_ids, image_texts in zip(ids, texts, strict=True):
-            non_empty = [text for text in image_texts if text.strip()]
-            image_ids[: len(non_empty)] = tokenizer.encode(non_empty)
-        return ids
+        return encode_context_texts(self._description, texts)
 
 
 def make_caption(vocabulary: Vocabulary, token_ids: list[int], log_prob: float) -> Caption:

@@ -64,17 +64,20 @@ def attend_to_image(
 def make_attention_program(description: RunDescription, workdir: str | os.PathLike[str] | None) -> CachedProgram:
     """Makes the program that computes `attend_to_image`. It is compiled for each batch size when first called.
 
-    Its arguments are the variables of the model, the images [batch, size, size, 3] uint8, and the token ids of their
-    captions without <s> [batch, length], padded. It returns the attention [batch, length, memory].
+    Its arguments are the variables of the model, the images [batch, size, size, 3] uint8, the token ids of their
+    captions without <s> [batch, length], padded, and their context (see `encode_for_decoding`) or None. It returns the
+    attention [batch, length, memory].
 
     Args:
         description: description of the model.
         workdir: the workdir, for the cache of compiled programs.
     """
 
-    def compute_attention(variables: PyTree, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
+    def compute_attention(
+        variables: PyTree, pixels: jax.Array, tokens: jax.Array, context: jax.Array | None
+    ) -> jax.Array:
         model, variables = description.model(), restore(variables)
-        features = encode_for_decoding(model, variables, pixels, None, description)
+        features = encode_for_decoding(model, variables, pixels, context, description)
         return attend_to_image(model, variables, features, tokens)
 
     folder = locate_programs(workdir)

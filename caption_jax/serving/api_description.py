@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import caption_jax
-from caption_jax.serving.caption_request import MAX_PREFIX_CHARACTERS, Offer
+from caption_jax.serving.caption_request import MAX_CONTEXT_CHARACTERS, MAX_PREFIX_CHARACTERS, Offer
 from caption_jax.serving.description_parts import (
     ERROR,
     describe_get,
@@ -66,11 +66,14 @@ def describe_api(offer: Offer, limits: UploadLimits, embedder: Embedder | None =
 
 def _describe_options(offer: Offer) -> dict[str, Any]:
     methods = ["greedy", "beam"] if offer.beams else ["greedy"]
+    text = {"type": "string", "maxLength": MAX_CONTEXT_CHARACTERS}
+    context = {"context": {"type": "array", "items": text, "maxItems": offer.max_texts}} if offer.max_texts else {}
     return {
         "method": {"type": "string", "enum": methods, "default": offer.default.method},
         "beams": {"type": "integer", "enum": [1, *sorted(offer.beams)]},
         "candidates": {"type": "integer", "minimum": 1, "maximum": max(offer.beams, default=1), "default": 1},
         "prefix": {"type": "string", "maxLength": MAX_PREFIX_CHARACTERS, "default": offer.prefix},
+        **context,
         "max_length": {"type": "integer", "minimum": 3, "maximum": offer.max_length},
         "attention": {"type": "boolean", "default": False},
     }

@@ -13,6 +13,8 @@ from typing import Any
 from caption_jax.serving.refusals import OptionError
 
 MAX_PREFIX_CHARACTERS = 200
+MAX_CONTEXT_CHARACTERS = 1000  # per text
+REPEATABLE = ("context",)  # options that a query or a form may contain several times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,7 @@ class CaptionOptions:
         beams: number of beams of beam search.
         candidates: number of captions per image, at most the number of beams.
         prefix: text that the captions start with.
+        context: context texts, for all images of the request.
         max_length: maximum number of tokens of a caption, including <s> and </s>.
         attention: whether to return where the decoder attended in the image for each word of the best caption.
     """
@@ -32,12 +35,13 @@ class CaptionOptions:
     beams: int = 0
     candidates: int = 1
     prefix: str = ""
+    context: tuple[str, ...] = ()
     max_length: int = 0
     attention: bool = False
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> CaptionOptions:
-        """Parses options, whose numbers and booleans may be strings as in a query or a form.
+        """Parses options, whose numbers and booleans may be strings as in a query or a form, and lists a single text.
 
         Raises:
             OptionError: an option does not exist, or its value has another type or is negative.
@@ -62,6 +66,7 @@ class CaptionRequest:
         program: the program.
         candidates: number of captions to return.
         prefix: token ids that the caption starts with.
+        context: context texts.
         max_length: maximum number of tokens, including <s> and </s>; 0 for that of the model.
         attention: whether to compute the attention for the best caption, with a program of its own.
     """
@@ -69,6 +74,7 @@ class CaptionRequest:
     program: Program
     candidates: int = 1
     prefix: tuple[int, ...] = ()
+    context: tuple[str, ...] = ()
     max_length: int = 0
     attention: bool = False
 
@@ -84,6 +90,7 @@ class Offer:
         encode: returns the token ids of a prefix; None if a word is not in the vocabulary.
         prefix: prefix of requests without one.
         attention: whether the attention over the image can be computed.
+        max_texts: maximum number of context texts; 0 for a model without context.
     """
 
     default: Program
@@ -92,6 +99,7 @@ class Offer:
     encode: Callable[[str], Sequence[int] | None]
     prefix: str = ""
     attention: bool = False
+    max_texts: int = 0
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -116,7 +124,8 @@ class Offer:
         if options.attention and not self.attention:
             raise OptionError("attention=true: the decoder of this model does not attend to a grid of the image")
         prefix = self._encode_prefix(options.prefix or self.prefix, options.max_length or self.max_length)
-        return CaptionRequest(program, options.candidates, prefix, options.max_length, options.attention)
+        context = self._check_context(options.context)
+        return CaptionRequest(program, options.candidates, prefix, context, options.max_length, options.attention)
 
     def _choose_program(self, options: CaptionOptions) -> Program:
         method = options.method or ("beam" if options.beams > 1 else self.default.method)
@@ -139,8 +148,7 @@ class Offer:
             return ()
         if len(text) > MAX_PREFIX_CHARACTERS:
             raise OptionError(f"prefix: has {len(text)} characters, more than {MAX_PREFIX_CHARACTERS}")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise OptionError("prefix: contains half of a character")
+        _check_characters("prefix", text)
         ids = self.encode(text)
         if ids is None:
             raise OptionError("prefix: contains a word that is not in the vocabulary of the model")
@@ -148,18 +156,44 @@ class Offer:
             raise OptionError(f"prefix: has {len(ids)} tokens; with this max_length, at most {max_length - 2} fit")
         return tuple(int(i) for i in ids)
 
+    def _check_context(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Returns the texts that are not empty."""
+        if texts and not self.max_texts:
+            raise OptionError("context: this model was trained without context (config.model.context.max_texts)")
+        if len(texts) > self.max_texts:
+            raise OptionError(f"context: has {len(texts)} texts, more than {self.max_texts}")
+        for text in texts:
+            if len(text) > MAX_CONTEXT_CHARACTERS:
+                raise OptionError(f"context: a text has {len(text)} characters, more than {MAX_CONTEXT_CHARACTERS}")
+            _check_characters("context", text)
+        return tuple(text for text in texts if text.strip())
 
-def _parse(name: str, value: Any, types: Mapping[str, type]) -> str | int | bool:
+
+def _check_characters(name: str, text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise OptionError(f"{name}: contains half of a character")
+
+
+def _parse(name: str, value: Any, types: Mapping[str, type]) -> str | int | bool | tuple[str, ...]:
     if name not in types:
         raise OptionError(f"unknown option {name[:50]!r}; the options are {', '.join(types)}")
     if types[name] is str:
         if not isinstance(value, str):
             raise OptionError(f"{name}: the value must be a text")
         return value
+    if types[name] is tuple:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise OptionError(f"{name}: the value must be a text or a list of texts")
+        return tuple(texts)
     if types[name] is bool:
         if not isinstance(value, bool) and value not in ("true", "false"):
             raise OptionError(f"{name}: the value must be true or false")
         return value in (True, "true")
+    return _parse_number(name, value)
+
+
+def _parse_number(name: str, value: Any) -> int:
     is_number = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value, is_number = int(value), True

@@ -93,6 +93,7 @@ class Api:
             "beams": list(offer.beams),
             "max_length": offer.max_length,
             "attention": offer.attention,
+            "context": offer.max_texts,
         }
         content = {**service.model.describe(), "state": service.state, "options": options, "limits": limits}
         return JSONResponse(

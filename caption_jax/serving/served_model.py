@@ -14,6 +14,7 @@ from jaxtyping import Int32, UInt8
 from caption_jax.errors import ConfigError
 from caption_jax.inference.caption_program import make_caption_program
 from caption_jax.inference.captioner import Caption, make_caption
+from caption_jax.inference.context_texts import encode_context_texts
 from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.inference.image_attention import (
     WordAttention,
@@ -87,6 +88,7 @@ class ServedModel:
             self._encode_prefix,
             prefix=decode.prefix,
             attention=self._grid_side > 0,
+            max_texts=description.spec.model.context.max_texts,
         )
         ensemble = load_ensemble(decode.ensemble, description, str(workdir), weights=weights)
         self._other_variables = ensemble.variables
@@ -117,12 +119,14 @@ class ServedModel:
         pixels = np.zeros((size, side, side, 3), np.uint8)
         pixels[: len(rows)] = [row.pixels for row in rows]
         prefixes, limits = self._make_limits([row.request for row in rows], size)
-        arguments = (self._variables, pixels, None, self._other_variables, prefixes, limits)
+        context = self._encode_context([row.request for row in rows], size)
+        arguments = (self._variables, pixels, context, self._other_variables, prefixes, limits)
         tokens, log_probs = jax.device_get(self._programs[program](*arguments))
         captions = [self._make_captions(*outputs) for outputs in zip(tokens, log_probs, strict=True)][: len(rows)]
         indices = [index for index, row in enumerate(rows) if row.request.attention and captions[index]]
         if indices:
-            attention = self._compute_attention(pixels[indices], tokens[indices, 0], size)
+            requests = [rows[index].request for index in indices]
+            attention = self._compute_attention(pixels[indices], tokens[indices, 0], requests, size)
             for index, attention_of_words in zip(indices, attention, strict=True):
                 best, *others = captions[index]
                 captions[index] = (
@@ -139,7 +143,7 @@ class ServedModel:
                 self.run(program, [Row(np.zeros((side, side, 3), np.uint8), CaptionRequest(program))], size)
         for size in sizes if self.offer.attention else ():
             pixels = np.zeros((size, side, side, 3), np.uint8)
-            self._compute_attention(pixels, np.full((size, self.offer.max_length - 1), PAD, np.int32), size)
+            self._compute_attention(pixels, np.full((size, self.offer.max_length - 1), PAD, np.int32), (), size)
         self._sizes = tuple(sorted(sizes))
 
     def describe(self) -> Mapping[str, Any]:
@@ -183,13 +187,18 @@ class ServedModel:
         return ServedEmbedding(self._description, self._variables, self._workdir, served)
 
     def _compute_attention(
-        self, pixels: UInt8[np.ndarray, "images side side 3"], tokens: Int32[np.ndarray, "images length"], size: int
+        self,
+        pixels: UInt8[np.ndarray, "images side side 3"],
+        tokens: Int32[np.ndarray, "images length"],
+        requests: Sequence[CaptionRequest],
+        size: int,
     ) -> list[WordAttention]:
         """Returns the attention for captions, in a batch of the smallest compiled size that holds them.
 
         Args:
             pixels: the images.
             tokens: the token ids of their captions without <s>, padded.
+            requests: their requests, which have the context.
             size: size of the batch if no program has been compiled yet.
         """
         count, length = tokens.shape
@@ -198,7 +207,8 @@ class ServedModel:
         batch[:count] = pixels
         padded = np.full((size, self.offer.max_length - 1), PAD, np.int32)
         padded[:count, :length] = tokens
-        attention = jax.device_get(self._attention_program(self._variables, batch, padded))[:count]
+        context = self._encode_context(requests, size)
+        attention = jax.device_get(self._attention_program(self._variables, batch, padded, context))[:count]
         vocabulary, shape = self._description.vocabulary, (-1, self._grid_side, self._grid_side)
         results = []
         for ids, weights in zip(padded, attention, strict=False):
@@ -216,6 +226,15 @@ class ServedModel:
             prefixes[row, : len(request.prefix)] = request.prefix
             limits[row] = request.max_length or _NO_LIMIT
         return prefixes, limits
+
+    def _encode_context(
+        self, requests: Sequence[CaptionRequest], size: int
+    ) -> Int32[np.ndarray, "size texts text_length"] | None:
+        """Returns the context of a batch, or None if the model has none. Requests without texts share its program."""
+        if not self.offer.max_texts:
+            return None
+        padding = [()] * (size - len(requests))
+        return encode_context_texts(self._description, [*(request.context for request in requests), *padding])
 
     def _make_captions(
         self, tokens: Int32[np.ndarray, "candidates length"], log_probs: np.ndarray

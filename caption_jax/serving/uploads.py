@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from caption_jax.serving.caption_request import CaptionOptions
+from caption_jax.serving.caption_request import REPEATABLE, CaptionOptions
 from caption_jax.serving.http_errors import HttpError
 from caption_jax.serving.refusals import OptionError
 from caption_jax.serving.upload_limits import UploadLimits
@@ -166,8 +166,10 @@ def _clean(name: str) -> str:
 
 
 def add_fields(fields: dict[str, Any], items: Sequence[tuple[str, Any]]) -> None:
-    """Adds values to the fields. Raises OptionError if one is set twice."""
+    """Adds values to the fields, and repeated ones as a list. Raises OptionError if only one value is allowed."""
     for name, value in items:
+        if name in REPEATABLE and isinstance(value, str):
+            value = [*fields.pop(name, []), value]
         if name in fields:
             raise OptionError(f"the option {name[:50]!r} is set twice")
         fields[name] = value

@@ -117,8 +117,8 @@ def test_steps_that_are_not_finite_are_skipped_and_a_resumed_run_is_the_same(fau
         assert text in log
     assert log.count("Images of the step: ['0") == 3
     assert read_rows(undisturbed)[-2][2]["skipped_steps"] == 3
-    for _ in range(3):  # stops between the two steps in a row
-        assert faulty.start(workdir, *flags, "--max_steps_this_run=4", FAULT="nan_gradients").wait() == STOPPED
+    # Stops between the two steps in a row.
+    assert faulty.start(workdir, *flags, "--max_steps_this_run=4", FAULT="nan_gradients").wait() == STOPPED
     assert faulty.start(workdir, *flags, FAULT="nan_gradients").wait() == 0
     assert_same_state(workdir, undisturbed)
 

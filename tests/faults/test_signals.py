@@ -73,7 +73,7 @@ def test_a_signal_during_training_saves_and_the_run_ends_as_if_undisturbed(
     assert_same_result(workdir, uninterrupted_workdir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_limit_on_the_steps_of_a_process_saves_and_the_run_ends_as_if_undisturbed(
     launcher, uninterrupted_workdir, tmp_path
 ):
@@ -183,7 +183,7 @@ def assert_ends_in_one_line(process: subprocess.Popen, workdir: Path, seconds: f
     assert not list(workdir.rglob("*.part")) or "at once" in lines[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_during_an_evaluation_saves_at_once_and_the_evaluation_is_repeated(launcher, faulty, tmp_path):
     workdir, flags = tmp_path / "run", ("--config.data.eval_batch_size=1", "--config.train.steps=20")
     process = faulty.start(workdir, *flags, FAULT="slow_evaluation")

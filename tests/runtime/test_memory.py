@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 
 def test_memory_does_not_grow_during_training(small_images, compile_cache, tmp_path):
-    train_for(30, small_images, compile_cache, tmp_path)
+    train_for(15, small_images, compile_cache, tmp_path)
 
 
 def test_memory_does_not_grow_during_captioning(small_workdir):

@@ -43,6 +43,7 @@ class FakeModel:
         batches: (program, texts, size) of each batch.
         gate: batches wait while it is not set.
         running: set while a batch runs.
+        contexts: the context of each request.
         before_batch: called at the start of each batch; may raise.
     """
 
@@ -52,6 +53,7 @@ class FakeModel:
         self.gate, self.running = threading.Event(), threading.Event()
         self.gate.set()
         self.before_batch: Callable[[], None] = lambda: None
+        self.contexts: list[tuple[str, ...]] = []
         self.decoding_threads: set[str] = set()
         self.warm_sizes: list[int] = []
 
@@ -67,6 +69,7 @@ class FakeModel:
         assert self.gate.wait(10)
         self.running.clear()
         self.batches.append((program, [row.pixels for row in rows], size))
+        self.contexts += [row.request.context for row in rows]
         self.before_batch()
         return [self.make_captions(row) for row in rows]
 

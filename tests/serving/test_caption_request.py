@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from fake_model import FakeModel
 
@@ -36,7 +38,7 @@ def test_valid_options(values, request_):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"beam": 3}, "unknown option 'beam'; the options are method, beams, candidates, prefix, max_length"),
+        ({"beam": 3}, "unknown option 'beam'; the options are method, beams, candidates, prefix, context, max_length"),
         ({"method": "sample"}, "method='sample': the value must be greedy or beam"),
         ({"method": 3}, "method: the value must be a text"),
         ({"attention": 1}, "attention: the value must be true or false"),
@@ -64,6 +66,36 @@ def test_invalid_options_are_refused_in_one_line(values, message):
 def test_a_model_without_a_grid_offers_no_attention():
     with pytest.raises(OptionError, match="attention=true: the decoder of this model does not attend to a grid"):
         FakeModel(attention=False).offer.resolve(CaptionOptions(attention=True))
+
+
+CONTEXT_OFFER = dataclasses.replace(OFFER, max_texts=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "context"), [("a dog", ("a dog",)), (["a", " ", ""][:2], ("a",)), (["a", "b"], ("a", "b")), ([], ())]
+)
+def test_context_is_a_text_or_a_list_of_texts(value, context):
+    assert CONTEXT_OFFER.resolve(CaptionOptions.from_mapping({"context": value})).context == context
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "context: the value must be a text or a list of texts"),
+        (["a", 3], "context: the value must be a text or a list of texts"),
+        (["a", "b", "c"], "context: has 3 texts, more than 2"),
+        (["x" * 1001], "context: a text has 1001 characters, more than 1000"),
+        (["\ud800"], "context: contains half of a character"),
+    ],
+)
+def test_invalid_context_is_refused(value, message):
+    with pytest.raises(OptionError, match=message):
+        CONTEXT_OFFER.resolve(CaptionOptions.from_mapping({"context": value}))
+
+
+def test_a_model_without_context_says_so():
+    with pytest.raises(OptionError, match="context: this model was trained without context"):
+        OFFER.resolve(CaptionOptions(context=("a dog",)))
 
 
 def test_a_server_without_beam_search_says_so():

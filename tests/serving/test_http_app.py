@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -73,6 +74,24 @@ def test_the_attention_of_each_word_is_an_option(server):
     (answer,) = attended.json()["captions"]
     assert answer.pop("attention") == expected and [answer] == plain.json()["captions"]
     assert "attention" not in answer["alternatives"][0]
+
+
+def test_context_is_a_list_in_json_and_repeated_elsewhere(server):
+    server.model.offer = dataclasses.replace(server.model.offer, max_texts=2)
+    texts, form = ["a lake", "at dawn"], [("images", ("a.jpg", b"dog"))]
+    responses = [
+        server.post(context=texts),
+        server.post_json({"images": [encode("dog")], "options": {"context": texts}}),
+        server.post_json({"images": [encode("dog")], "options": {"context": texts[1:]}}, context=texts[0]),
+        server.client.post("/v1/captions", files=form, data={"context": texts}),
+        server.client.post("/v1/captions", files=form, data={"context": texts[1:]}, params={"context": texts[:1]}),
+    ]
+    assert [response.status_code for response in responses] == [200, 200, 422, 200, 200]
+    assert server.model.contexts == [tuple(texts)] * 4
+    api = server.client.get("/openapi.json").json()
+    schemas = {item["name"]: item["schema"] for item in api["paths"]["/v1/captions"]["post"]["parameters"]}
+    assert schemas["context"]["maxItems"] == 2
+    assert server.client.get("/v1/model").json()["options"]["context"] == 2
 
 
 def test_a_bad_image_has_an_error_and_the_others_have_captions(server):
@@ -176,7 +195,7 @@ def test_requests_wait_for_the_compilation():
 
 def test_the_model_and_the_api_are_described(server):
     model = server.client.get("/v1/model").json()
-    options = {"method": "greedy", "beams": [3], "max_length": 20, "attention": True}
+    options = {"method": "greedy", "beams": [3], "max_length": 20, "attention": True, "context": 0}
     assert model["step"] == 7 and model["options"] == options
     assert model["limits"] == {"request_bytes": 5000, "images": 3, "queue": 6, "timeout_seconds": 5.0}
     api = server.client.get("/openapi.json").json()

@@ -95,6 +95,32 @@ def test_attention_over_the_grid_uses_programs_compiled_at_the_start(model, monk
         assert alone[0].attention.weights == pytest.approx(prefixed, abs=1e-5)
 
 
+TEXTS = ("a green box on the left", "a red box")
+
+
+@pytest.fixture(scope="module")
+def context_workdir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("random") / "context"
+    write_random_model(folder, max_texts=2)
+    return folder
+
+
+def test_context_belongs_to_its_row_and_changes_its_attention(context_workdir):
+    model = ServedModel(context_workdir, "best", DECODE, (), Limits())
+    pixels = model.load(small_run.box_image("red"))
+    contexts = ((), TEXTS, TEXTS[:1], (" ",))
+    requests = [model.offer.resolve(CaptionOptions(context=context, attention=True)) for context in contexts]
+    captions = [best for (best,) in model.run(requests[0].program, [Row(pixels, request) for request in requests], 4)]
+    captioner = load_captioner(context_workdir)
+    for caption, context in zip(captions, contexts, strict=True):
+        expected = captioner.caption(small_run.box_image("red"), context=context)
+        assert caption.text == expected.text and caption.log_prob == pytest.approx(expected.log_prob, rel=1e-5)
+    assert len({round(caption.log_prob, 3) for caption in captions[:3]}) == 3
+    assert captions[3].text == captions[0].text
+    sums = [caption.attention.weights.sum((1, 2)).mean() for caption in captions]
+    assert sums[0] == pytest.approx(1, abs=1e-5) and max(sums[1:3]) < 0.99  # the rest belongs to the context
+
+
 def test_only_a_square_grid_in_the_memory_offers_attention():
     shapes = [{"grid": {"position": np.zeros((cells, 8))}, "pooled": {}} for cells in (49, 6)]
     sides = [find_grid_side({"params": {"image_encoder": parameters}}) for parameters in (*shapes, {"pooled": {}})]

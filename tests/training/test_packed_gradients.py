@@ -68,21 +68,23 @@ def test_results_do_not_depend_on_packing_for_other_numbers_of_captions(captions
     assert_same(actual, compute_expected("captions", captions))
 
 
-@pytest.mark.slow
+COMBINATIONS = [
+    ("captions", "always", 8, 1),
+    ("captions", "short_blocks", 8, 4),
+    ("contrastive", "always", 1, 1),
+    ("contrastive", "blocks", 1, 1),
+    ("contrastive", "short_blocks", 8, 1),
+    ("context", "always", 8, 1),
+    ("context", "blocks", 1, 4),
+    ("context", "blocks", 8, 1),
+    ("context", "short_blocks", 8, 4),
+]
+
+
 @pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize(
     ("objectives", "packing", "devices", "microbatches"),
-    [
-        ("captions", "always", 8, 1),
-        ("captions", "short_blocks", 8, 4),
-        ("contrastive", "always", 1, 1),
-        ("contrastive", "blocks", 1, 1),
-        ("contrastive", "short_blocks", 8, 1),
-        ("context", "always", 8, 1),
-        ("context", "blocks", 1, 4),
-        ("context", "blocks", 8, 1),
-        ("context", "short_blocks", 8, 4),
-    ],
+    slow_or_long(COMBINATIONS, slow=[COMBINATIONS[1], COMBINATIONS[4], COMBINATIONS[6]]),
 )
 def test_results_do_not_depend_on_devices_and_microbatches(objectives, packing, devices, microbatches):
     assert_same(make_step(objectives, packing, devices, microbatches)(make_batch()), compute_expected(objectives))
@@ -90,7 +92,7 @@ def test_results_do_not_depend_on_devices_and_microbatches(objectives, packing, 
 
 @pytest.mark.parametrize(
     ("objectives", "processes", "microbatches"),
-    slow_or_long(PROCESSES, slow=[("context", 2, 4), ("contrastive", 4, 1)]),
+    slow_or_long(PROCESSES, slow=[("context", 2, 4)]),
 )
 def test_results_do_not_depend_on_processes(objectives, processes, microbatches, tmp_path):
     """Four devices belong to two or four processes, each of which packs the captions of its images."""
