@@ -27,10 +27,15 @@ def make_environment(folder: Path, *packages: str) -> Path:
 
 
 def run_captioner(python: Path, folder: Path, images: list[Path]) -> list[str]:
-    """Returns the lines that captioner.py prints when an environment runs it elsewhere, without settings of tests."""
+    """Returns the lines that captioner.py prints when an environment runs it."""
+    return run_script(python, folder / "captioner.py", *images)
+
+
+def run_script(python: Path, script: Path, *arguments: Path) -> list[str]:
+    """Returns the lines that a script prints when an environment runs it in its folder, without settings of tests."""
     variables = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    command = [python, folder / "captioner.py", *images]
-    process = subprocess.run(command, cwd=folder.parent, env=variables, capture_output=True, text=True, check=False)
+    command = [python, script, *arguments]
+    process = subprocess.run(command, cwd=script.parent, env=variables, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     return process.stdout.splitlines()
 

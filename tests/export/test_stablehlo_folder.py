@@ -13,8 +13,11 @@ import jax
 import numpy as np
 import pytest
 import small_run
-from fresh_environment import make_environment, run_captioner, write_photographs
+from doc_examples import read_python_blocks
+from fresh_environment import make_environment, run_captioner, run_script, write_photographs
+from PIL import Image
 from safetensors.numpy import load_file
+from small_run import ROOT
 from varied_models import write_varied_model
 
 import caption_jax
@@ -143,6 +146,12 @@ def test_the_captioner_runs_in_an_environment_with_jax_alone(tmp_path):
     assert run_captioner(python, folder, images) == [
         f"{path}\t{caption.text}" for path, caption in zip(images, captions, strict=True)
     ]
+    (script,) = (text for text in read_python_blocks(ROOT / "docs" / "export.md") if "export.deserialize" in text)
+    assert len(script.splitlines()) <= 30
+    (tmp_path / "script.py").write_text(script)
+    np.save(tmp_path / "pixels.npy", [np.asarray(Image.open(path)) for path in images])
+    printed = run_script(python, tmp_path / "script.py", folder, tmp_path / "pixels.npy")
+    assert printed == [caption.text for caption in captions]
 
 
 def test_consensus_is_refused_with_a_remedy(tmp_path):
