@@ -8,6 +8,7 @@ rejects a URL in one line.
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import os
 import re
@@ -120,8 +121,9 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
     """Creates a folder that appears only when it is complete.
 
     On a local disk, the files are written to a temporary folder in the parent of `path`, which is renamed at the end,
-    or deleted if the body raises. In a bucket, where folders cannot be renamed, each file appears when it is written,
-    so the last one must be that without which the folder is not used.
+    or deleted if the body raises. If a process was killed more than an hour ago, the next one deletes its folder. In a
+    bucket, where folders cannot be renamed, each file appears when it is written, so the last one must be that without
+    which the folder is not used.
 
     Args:
         path: local folder or folder in a bucket. Its parents are created.
@@ -139,6 +141,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
         yield target
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    _delete_stale_folders(target)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
     try:
         temporary.mkdir()
@@ -147,6 +150,14 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _delete_stale_folders(target: epath.Path) -> None:
+    """Deletes temporary folders that `new_folder` left because its process was killed."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with contextlib.suppress(OSError):  # it is in use, or belongs to another user
+            if _TEMPORARY.fullmatch(folder.name) and folder.stat().mtime < time.time() - _STALE_SECONDS:
+                shutil.rmtree(folder)
 
 
 def delete_stale_temporaries(folder: str | os.PathLike[str], depth: int = 1) -> None:

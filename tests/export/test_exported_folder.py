@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -181,6 +183,18 @@ def test_a_folder_appears_only_when_it_is_complete(workdir, tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         export_model(workdir, "folder", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_killed_exports_are_deleted_after_an_hour(workdir, tmp_path):
+    names = ["out", "out", "other", "[o]ut"]
+    folders = [tmp_path / f".{name}.{number:032x}.part" for number, name in enumerate(names)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    for folder in (folders[0], *folders[2:]):
+        os.utime(folder, (time.time() - 3601,) * 2)
+    export_model(workdir, "folder", tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == sorted([*folders[1:], tmp_path / "out"])
 
 
 def test_a_folder_in_a_bucket(workdir, bucket):

@@ -1,8 +1,9 @@
-"""A server with the page, a fake model and a fake search, for tests in a browser."""
+"""A server with the page, a fake model and a fake index, for tests in a browser."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import socket
 import threading
@@ -10,23 +11,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import uvicorn
+from fake_embedder import FakeEmbedder, FakeIndex
 from fake_model import FakeCaption, FakeModel, wait_for
 from PIL import Image
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from caption_jax.serving.caption_service import Row, ServiceSettings
+from caption_jax.serving.embedding_request import Thumbnail
 from caption_jax.serving.http_app import make_app
 from caption_jax.serving.upload_limits import UploadLimits
 
 CAPTIONS = ("a brown dog runs .", "a brown dog runs", "two dogs on grass .")
 
 
-def encode_photograph(colour: str = "teal", size: tuple[int, int] = (90, 60)) -> bytes:
-    """Returns a PNG of one colour."""
+def encode_photograph(colour: str = "teal", size: tuple[int, int] = (90, 60), kind: str = "PNG") -> bytes:
+    """Returns an image of one colour."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
+    Image.new("RGB", size, colour).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -43,27 +43,22 @@ class PhotographModel(FakeModel):
         ]
 
     def describe(self) -> Mapping[str, Any]:
-        return {**super().describe(), "encoder": "EfficientNet", "resize": "stretch", "search": {"images": 2}}
+        return {**super().describe(), "encoder": "EfficientNet", "resize": "stretch"}
 
 
-async def search(request: Request) -> Response:
-    """Finds two photographs, of which one has a thumbnail and a caption."""
-    content = await request.json()
-    assert set(content) == {"query", "limit"}
-    found = {"index": 0, "name": "dog.jpg", "score": 0.314, "caption": "a dog", "image": "/v1/thumbnails/0"}
-    return JSONResponse({"results": [found, {"index": 1, "name": "cat.jpg", "score": 0.2}]})
+class PhotographIndex(FakeIndex):
+    """Thumbnails of one colour."""
 
-
-async def show_thumbnail(request: Request) -> Response:
-    """Returns a thumbnail."""
-    return Response(encode_photograph(), media_type="image/png")
+    def make_thumbnail(self, row: int, known_tag: str = "") -> Thumbnail:
+        thumbnail = super().make_thumbnail(row, known_tag)
+        return dataclasses.replace(thumbnail, content=thumbnail.content and encode_photograph(kind="JPEG"))
 
 
 @contextlib.contextmanager
 def serve_page(token: str = "") -> Iterator[str]:
     """Runs the server in a thread, and yields its URL."""
-    app = make_app(PhotographModel(), ServiceSettings((1, 4)), UploadLimits(), token, lambda entry: None)
-    app.router.routes += [Route("/v1/search", search, methods=["POST"]), Route("/v1/thumbnails/0", show_thumbnail)]
+    embedder = FakeEmbedder(PhotographIndex())
+    app = make_app(PhotographModel(), ServiceSettings((1, 4)), UploadLimits(), token, lambda entry: None, embedder)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

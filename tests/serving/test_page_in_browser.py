@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fake_embedder import NAMES, embed
 from page_server import encode_photograph, serve_page
 
 pytestmark = pytest.mark.browser
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TOKEN = "a-long-secret-token"
 DROP = """async ([name, content]) => {
     const transfer = new DataTransfer();
@@ -38,9 +39,9 @@ PEAK = """() => {
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (the test extra)")
-    executable = next((path for name in NAMES if (path := shutil.which(name))), None)
+    executable = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if executable is None:
-        pytest.skip(f"needs a Chromium ({', '.join(NAMES)} on the path)")
+        pytest.skip(f"needs a Chromium ({', '.join(BROWSERS)} on the path)")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
@@ -158,8 +159,12 @@ def test_a_search_shows_a_grid_of_results(browser, url):
         page.get_by_role("searchbox").fill("a dog")
         page.keyboard.press("Enter")
         page.get_by_role("img", name="a dog").wait_for()
-        assert page.locator("#results li").all_inner_texts() == ["a dog\n\ndog.jpg, 0.31", "cat.jpg\n\n0.20"]
-        visit.wait_for_text("#live", "2 photographs for “a dog”")
+        scores = {name: float(embed(name) @ embed("a dog")) for name in NAMES}
+        labels = {"dog": "a dog\n\ndog.jpg, ", "cat": "a cat\n\ncat.jpg, ", "horse": "horse.jpg\n\n"}
+        ranked = sorted(NAMES, key=lambda name: -scores[name])
+        assert page.locator("#results li").all_inner_texts() == [f"{labels[name]}{scores[name]:.2f}" for name in ranked]
+        assert page.locator("#results .blank").count() == 1  # there is no thumbnail of the horse
+        visit.wait_for_text("#live", "3 photographs for “a dog”")
         page.get_by_role("button", name="Close results").press("Enter")
         assert not page.locator("#found").is_visible() and visit.messages == []
 
@@ -171,7 +176,7 @@ def test_the_page_leaves_out_what_the_server_does_not_offer(browser, url):
         def describe(route: Any) -> None:
             model = route.fetch().json()
             model["options"] |= {"attention": False, "beams": []}
-            route.fulfill(json={key: value for key, value in model.items() if key != "search"})
+            route.fulfill(json=model | {"search": None})
 
         page.route("**/v1/model", describe)
         page.goto(url)

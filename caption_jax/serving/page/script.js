@@ -356,7 +356,7 @@ function makeResult({ name, caption, image, score }) {
 
 // Loads a thumbnail with the token, which an <img> would not send.
 async function showThumbnail(picture, path, alt) {
-  const url = new URL(path, document.baseURI);
+  const url = new URL(path.replace(/^\//, ""), document.baseURI); // the page may be under a path of a proxy
   if (url.origin !== location.origin) return;
   const response = await send(url).catch(() => null);
   if (!response?.ok) return;
