@@ -15,8 +15,7 @@ import pytest
 from process_group import reserve_address
 from quick_compilation import QUICK_COMPILATION_FLAGS
 from resume_run import ROOT
-
-pytestmark = pytest.mark.slow
+from tiers import slow_or_long
 
 COPIES = 6  # of twelve images: more than one chunk of an index
 
@@ -85,17 +84,19 @@ def photographs(distinct_images, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("output_format", ["text", "jsonl"])
+@pytest.mark.parametrize("output_format", slow_or_long(["text", "jsonl"], slow=["jsonl"]))
 def test_captions(searchable_workdir, photographs, output_format):
     arguments = ["caption", f"--workdir={searchable_workdir}", f"--format={output_format}"]
     output = check_same_output(*arguments, str(photographs), str(photographs / "missing.png"), status=1)
     assert len(output.splitlines()) == 12 * COPIES + 3 * (output_format == "jsonl")
 
 
+@pytest.mark.slow
 def test_arguments_without_any_image(searchable_workdir, tmp_path):
     check_same_output("caption", f"--workdir={searchable_workdir}", str(tmp_path), status=2)
 
 
+@pytest.mark.slow
 def test_an_index_its_neighbours_and_a_search(searchable_workdir, distinct_images, photographs, tmp_path):
     contents = {}
     workdir = f"--workdir={searchable_workdir}"
@@ -118,7 +119,7 @@ def test_an_index_its_neighbours_and_a_search(searchable_workdir, distinct_image
     assert any(name.startswith("vectors") for name in contents[1][1])
 
 
-@pytest.mark.parametrize("command", ["evaluate", "tune"])
+@pytest.mark.parametrize("command", slow_or_long(["evaluate", "tune"], slow=["tune"]))
 def test_scores_of_a_split(searchable_workdir, tmp_path, command):
     results = {}
     flags = ["--config.mesh.data=-1", "--config.decode.num_beams=2", "--config.decode.method=beam", "--split=val"]

@@ -187,7 +187,7 @@ def test_a_workdir_that_is_not_shared_is_named_by_all_processes(launcher, tmp_pa
     assert "set --workdir to a bucket" in first
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cache_folder_that_is_not_shared_is_named_by_both(launcher, tmp_path):
     launcher, workdir = dataclasses.replace(launcher, config=launcher.config + ":cached"), tmp_path / "run"
     folders = [tmp_path / "disk_0", tmp_path / "disk_1"]

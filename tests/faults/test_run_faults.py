@@ -151,7 +151,7 @@ def test_a_step_that_hangs_is_reported_and_ends_the_process_if_configured(faulty
     assert list_saved_steps(workdir)[-1] == STEPS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_that_is_slow_once_is_reported_and_training_continues(faulty, tmp_path):
     workdir = tmp_path / "run"
     process = faulty.start(workdir, *WATCHDOG, "--config.train.steps=20", FAULT="slow_input")

@@ -87,7 +87,7 @@ def test_a_limit_on_the_steps_of_a_process_saves_and_the_run_ends_as_if_undistur
     assert_same_result(workdir, uninterrupted_workdir)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_nohup_starts_ignores_hangups(launcher, tmp_path):
     workdir = tmp_path / "run"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -160,8 +160,7 @@ def test_a_signal_during_the_start_ends_in_one_line(launcher, tmp_path, seconds)
     assert_ends_in_one_line(process, workdir, GRACE_SECONDS + 2)
 
 
-@pytest.mark.parametrize("fault", ["slow_pixels", "slow_compilation"])
-@pytest.mark.slow
+@pytest.mark.parametrize("fault", slow_or_long(["slow_pixels", "slow_compilation"], slow=["slow_compilation"]))
 def test_a_signal_before_the_first_step_ends_in_one_line(faulty, tmp_path, fault):
     """The pixel cache is being written, or the main thread is in a compilation, which cannot be interrupted."""
     workdir = tmp_path / "run"

@@ -44,7 +44,7 @@ def test_a_second_run_in_a_workdir_is_refused_and_the_first_ends_undisturbed(lau
     assert list_saved_steps(workdir)[-1] == 40 and not (workdir / "training.lock").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_simultaneous_starts_end_like_one(launcher, tmp_path):
     workdir = tmp_path / "run"
     logs = [tmp_path / "a.log", tmp_path / "b.log"]

@@ -20,8 +20,9 @@ STEPS = (12, 24)
 # Files that are not needed to restore a checkpoint. Orbax writes them after the checksums.
 UNCHECKED = ("commit_success.txt", "_CHECKPOINT_METADATA")
 
-# All kinds of damage; most of them in the slow tier.
-KINDS = [pytest.param(kind, marks=() if kind == "flipped bit" else pytest.mark.slow) for kind in DAMAGE]
+# All kinds of damage, each in one of the tiers.
+TIERS = {"flipped bit": (), "missing": pytest.mark.slow}
+KINDS = [pytest.param(kind, marks=TIERS.get(kind, pytest.mark.long)) for kind in DAMAGE]
 
 
 def make_arrays(step: int) -> dict:
