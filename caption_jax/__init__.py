@@ -24,6 +24,7 @@ _MODULES = {
     "EfficientNet": "models",
     "ImageCaptioningModel": "models",
     "ImageEncoder": "models",
+    "ImageError": "inference.captioner",
     "TextEncoder": "models",
     "default_config": "config",
     "load": "inference.captioner",

@@ -74,10 +74,10 @@ def check_repository(repository: str, value: str) -> None:
 
 
 def is_shared_copy(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder belongs to this package or to the cache of the Hub's client, where no other files belong."""
+    """Whether others may use a folder: the demo, a copy in the cache of the Hub's client, or a model folder."""
     path = Path(os.path.abspath(folder))
     is_snapshot = "snapshots" in path.parts and any(part.startswith("models--") for part in path.parts)
-    return is_snapshot or path == _DEMO_FOLDER
+    return is_snapshot or path == _DEMO_FOLDER or (path / "manifest.json").is_file()
 
 
 def _download(repository: str, revision: str | None, source: str) -> str:

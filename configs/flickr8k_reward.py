@@ -20,8 +20,15 @@ from caption_jax.configs import flickr8k
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = flickr8k.get_config().unlock()
-    config.init_from = "runs/flickr8k"
+    config = add_rewards(flickr8k.get_config())
+    with config.unlocked():
+        config.init_from = "runs/flickr8k"
+    return config
+
+
+def add_rewards(config: ConfigDict) -> ConfigDict:
+    """Returns the config of a run with cross-entropy, changed to continue with rewards."""
+    config.unlock()
     config.objective.caption_weight = 0.1
     config.objective.label_smoothing = 0.0
     config.objective.terms = ConfigDict(

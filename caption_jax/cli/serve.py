@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from absl import app, flags
 
 from caption_jax.cli.command_flags import spec_from_flags
@@ -44,11 +46,13 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         embedder = model.make_embedder(index, images)
     application = make_app(model, settings, limits, token, embedder=embedder)
 
-    def announce(url: str) -> None:
-        print(f"listening on {url}, compiling programs; {url}/readyz is 200 when they are ready", flush=True)
-
-    run_server(application, Address(options.host, options.port), announce)
+    run_server(application, Address(options.host, options.port), _announce)
     return 0
+
+
+def _announce(message: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads the output any more
+        print(message, flush=True)
 
 
 def _read_numbers(options: flags.FlagValues, name: str) -> tuple[int, ...]:

@@ -16,8 +16,14 @@ def decode_text(ids: Sequence[int], tokens: Sequence[str]) -> str:
 
 
 def print_captions(caption: Callable[[list[str]], list[str]]) -> None:
-    """Prints a line per image of the command line: its path, a tab and its caption."""
+    """Prints a line per image of the command line: its path, a tab and its caption, or the error to stderr."""
     if not sys.argv[1:]:
         sys.exit("usage: python captioner.py IMAGE [IMAGE ...]")
+    status = 0
     for path in sys.argv[1:]:
-        print(f"{path}\t{caption([path])[0]}")
+        try:
+            print(f"{path}\t{caption([path])[0]}")
+        except OSError as error:  # also if Pillow does not know the format
+            print(f"{path}: {error}", file=sys.stderr)
+            status = 1
+    sys.exit(status)

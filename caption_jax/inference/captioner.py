@@ -178,7 +178,16 @@ class Captioner:
 
         Images are read a batch at a time, so `images` may be a generator of any length. If `is_first` is False, they
         are the continuation of other images, so a partial batch is padded to the full size.
+
+        Raises:
+            TypeError: `images` is a single image.
         """
+        _check_list("caption_each", images)
+        return self._caption_each(images, context, is_first)
+
+    def _caption_each(
+        self, images: Iterable[ImageInput], context: Iterable[Sequence[str]] | None, is_first: bool
+    ) -> Iterator[Caption | ImageError]:
         texts_per_image = itertools.repeat(()) if context is None else context
         pairs = zip(images, texts_per_image, strict=context is not None)
         for number, chunk in enumerate(_split_into_chunks(pairs, self._batch_size)):
@@ -310,9 +319,10 @@ def load(
         workdir: the workdir of a run, a `model-<step>` folder, which may have been moved, or an exported folder; local
             or in a bucket; or the name of an exported folder on the Hugging Face Hub, `hf://owner/name`.
         which: "best" (by validation CIDEr-D), "last" or a step that the run has retained, which are slower to load.
-        decode_config: decoding settings that replace those of the run (keys as in `config.decode`).
+        decode_config: decoding settings that replace those of the run: all of them, or some by their keys in
+            `config.decode`.
         batch_size: maximum number of images per batch.
-        limits: limits on images that replace those of the run (keys as in `config.limits`).
+        limits: limits on images that replace those of the run: all of them, or some by their keys in `config.limits`.
         weights: dtype of the weights in memory: "stored" for that of the file, "float32", "bfloat16" or "int8".
 
     Raises:
@@ -320,12 +330,13 @@ def load(
         ValueError: a file of the model is corrupt, and the message contains its path; or `weights` is unknown.
         OSError: a model on the Hub cannot be downloaded.
     """
-    if isinstance(decode_config, Mapping):
-        decode_config = build_spec(DecodeSpec, decode_config, "decode")
-    if isinstance(limits, Mapping):
-        limits = build_spec(Limits, limits, "limits")
     folder = locate_model(workdir)
     model = load_model(folder, which, dtype=weights)
+    spec = model.description.spec
+    if isinstance(decode_config, Mapping):
+        decode_config = build_spec(DecodeSpec, as_mapping(spec.decode) | dict(decode_config), "decode")
+    if isinstance(limits, Mapping):
+        limits = build_spec(Limits, as_mapping(spec.limits) | dict(limits), "limits")
     return Captioner(
         model.description,
         model.weights.variables,
@@ -346,7 +357,7 @@ def _pad_batch(arrays: Sequence[np.ndarray], size: int, fill_value: int = 0) -> 
 
 def _check_list(method: str, items: Any) -> None:
     if isinstance(items, _SINGLE_ITEMS):
-        kind = "images" if method == "embed_images" else "texts"
+        kind = "texts" if method == "embed_texts" else "images"
         raise TypeError(f"{method} takes a list of {kind}, not a single {type(items).__name__}")
 
 

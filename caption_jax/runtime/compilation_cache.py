@@ -24,7 +24,7 @@ _SCOPE_LOCK = threading.RLock()
 def locate_cache(workdir: str | os.PathLike[str] | None) -> str | None:
     """Returns the folder for compiled programs of a workdir; None if no folder is writable.
 
-    The folder is `compile_cache` in the workdir. Without a workdir, or if it is read-only or a model of the Hub, it is
+    The folder is `compile_cache` in the workdir. Without a workdir, or if it is read-only or a model folder, it is
     `caption-jax` in `$XDG_CACHE_HOME` or `~/.cache`. A bucket is assumed to be writable.
     """
     if workdir is not None and not is_shared_copy(workdir):

@@ -170,7 +170,7 @@ def describe_result(index: int, name: str, result: list[Caption] | ImageError) -
 
 def describe_attention(attention: WordAttention) -> dict[str, Any]:
     """Returns the attention for the words of a caption, in JSON."""
-    return {"words": list(attention.words), "weights": attention.weights.round(4).astype(float).tolist()}
+    return {"words": list(attention.words), "weights": attention.weights.astype(float).round(4).tolist()}
 
 
 def _finite(value: float) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from caption_jax.errors import ConfigError, UserError
 from caption_jax.runtime.signals import SignalHandling, handled_signals
-from caption_jax.serving.caption_service import CaptionService
+from caption_jax.serving.caption_service import READY, CaptionService
 from input_pipeline.errors import MissingFileError
 from input_pipeline.extras import optional_packages
 
@@ -76,7 +76,7 @@ def run_server(app: Starlette, address: Address, announce: Callable[[str], None]
     Args:
         app: the application of `make_app`.
         address: the address to listen on.
-        announce: is called with the URL, once connections are accepted.
+        announce: is called with a message when connections are accepted, and when programs are compiled.
 
     Raises:
         AddressError: the address cannot be used.
@@ -85,7 +85,8 @@ def run_server(app: Starlette, address: Address, announce: Callable[[str], None]
     service: CaptionService = app.state.service
     with address.open_socket() as listener, handled_signals() as signals:
         host, port = listener.getsockname()[:2]
-        announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        announce(f"listening on {url}, compiling programs; {url}/readyz is 200 when they are ready")
         timeout = int(service.settings.timeout) + 1
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=timeout
@@ -95,15 +96,25 @@ def run_server(app: Starlette, address: Address, announce: Callable[[str], None]
         thread = threading.Thread(target=server.run, args=([listener],), name="HTTP server", daemon=True)
         signals.defer(action="finishing accepted requests")
         thread.start()
-        _wait(server, thread, service, signals)
+        _wait(server, thread, service, signals, lambda: announce(f"ready: {url}"))
         signals.stop_deferring()
     if service.error is not None:
         raise service.error
 
 
-def _wait(server: uvicorn.Server, thread: threading.Thread, service: CaptionService, signals: SignalHandling) -> None:
+def _wait(
+    server: uvicorn.Server,
+    thread: threading.Thread,
+    service: CaptionService,
+    signals: SignalHandling,
+    announce_ready: Callable[[], None],
+) -> None:
     """Waits until the server has stopped, and asks it to stop after a signal or a failure."""
+    was_ready = False
     while thread.is_alive():
         thread.join(_POLL_SECONDS)
+        if service.state == READY and not was_ready:
+            was_ready = True
+            announce_ready()
         if signals.received is not None or service.error is not None:
             server.should_exit = True

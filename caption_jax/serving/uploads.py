@@ -154,6 +154,9 @@ def decode_images(content: dict[str, Any]) -> list[tuple[str, bytes]]:
 
 
 def _decode_base64(text: Any, index: int) -> bytes:
+    """Decodes base64, also as a browser writes it, in a URL that starts with "data:"."""
+    if isinstance(text, str) and text.startswith("data:"):
+        text = text.partition(";base64,")[2] or "?"
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError):

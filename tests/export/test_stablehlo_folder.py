@@ -25,7 +25,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.export.captioner_source import read_captioner
 from caption_jax.export.exporter import export_model
 from caption_jax.export.portable_files import token_bytes
-from caption_jax.export.text_source import decode_text
+from caption_jax.export.text_source import decode_text, print_captions
 from caption_jax.inference.caption_program import make_caption_program
 from caption_jax.inference.ensemble import SINGLE_MODEL
 from caption_jax.runs.loading import read_model
@@ -169,6 +169,17 @@ def test_captioners_are_single_files_without_our_packages(name):
     compile(source, "captioner.py", "exec")
     assert "caption_jax" not in source and source.count("def load_pixels(") == 1
     assert source.index("import numpy as np") < source.index("RESAMPLING =") < source.index("class Captioner")
+
+
+def test_an_image_that_cannot_be_read_does_not_end_the_script(tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    paths = [str(path) for path in (*write_photographs(tmp_path / "images", 2, 8), tmp_path / "bad.jpg", "missing.jpg")]
+    monkeypatch.setattr("sys.argv", ["captioner.py", *paths[2:], *paths[:2]])
+    with pytest.raises(SystemExit, match="1"):
+        print_captions(lambda images: [str(Image.open(image).size) for image in images])
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [f"{path}\t(8, 8)" for path in paths[:2]]
+    assert [line.partition(":")[0] for line in output.err.splitlines()] == paths[2:]
 
 
 def test_tokens_are_joined_as_bytes(tmp_path):

@@ -190,7 +190,15 @@ def test_the_representation_states_the_model(captioner, workdir):
         "batch_size=6",
     ):
         assert part in text
-    assert "num_beams=3" in repr(caption_jax.load(workdir, decode_config={"method": "beam", "num_beams": 3}))
+    changed = caption_jax.load(workdir, decode_config={"method": "beam", "num_beams": 3}, limits={"image_pixels": 5000})
+    assert "num_beams=3" in repr(changed) and "max_length=10" in repr(changed)  # the other keys are those of the run
+
+
+def test_a_single_image_is_not_an_iterable_of_images(captioner, path):
+    with pytest.raises(TypeError, match="caption_each takes a list of images, not a single str"):
+        captioner.caption_each(str(path))
+    with pytest.raises(caption_jax.ImageError):
+        captioner.caption(b"no image")
 
 
 _SCRIPT = """

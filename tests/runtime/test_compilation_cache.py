@@ -48,6 +48,9 @@ def test_the_cache_is_in_the_workdir(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert locate_cache(tmp_path / "run") == str(tmp_path / "run" / "compile_cache")
     assert locate_cache("gs://bucket/run") == "gs://bucket/run/compile_cache"
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "manifest.json").touch()  # a model folder may be shared
+    assert locate_cache(tmp_path / "exported") == str(tmp_path / "cache" / "caption-jax")
 
 
 def test_without_a_writable_workdir_the_cache_is_in_the_home_folder(tmp_path, monkeypatch, read_only):

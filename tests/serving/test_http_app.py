@@ -59,7 +59,8 @@ def test_each_kind_of_body_has_the_same_answer(server):
     form = server.client.post("/v1/captions", files=[("images", ("a.jpg", b"dog"))], data={"beams": "3"})
     raw = server.post(beams=3)
     parsed = server.post_json({"images": [encode("dog")], "options": {"beams": 3}})
-    for response, name in ((form, "a.jpg"), (raw, ""), (parsed, "")):
+    url = server.post_json({"images": [f"data:image/png;base64,{encode('dog')}"], "options": {"beams": 3}})
+    for response, name in ((form, "a.jpg"), (raw, ""), (parsed, ""), (url, "")):
         assert response.status_code == 200, response.text
         answer = {"index": 0, "name": name, "caption": "dog", "log_prob": 0.0, "alternatives": []}
         assert response.json()["captions"] == [answer]
@@ -123,6 +124,7 @@ BAD_REQUESTS = [
     (b"[]", "application/json", {}, 422, "the body must be an object such as"),
     (b'{"images": []}', "application/json", {}, 422, "the request contains no image"),
     (b'{"images": ["http://h/a.jpg"]}', "application/json", {}, 422, "images[0] is not a string in base64; URLs are"),
+    (b'{"images": ["data:image/png,x"]}', "application/json", {}, 422, "images[0] is not a string in base64"),
     (b'{"images": [3]}', "application/json", {}, 422, "images[0] is not a string in base64"),
     (b'{"images": ["", "", "", ""]}', "application/json", {}, 413, "the request has 4 images; at most 3 are accepted"),
     (b'{"images": ["ZA=="], "x": 1}', "application/json", {}, 422, "unknown key 'x'; the keys are images and options"),

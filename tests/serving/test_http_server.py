@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -36,7 +37,7 @@ from caption_jax.serving.upload_limits import UploadLimits
 model = FakeModel()
 model.before_batch = lambda: time.sleep(0.5)
 app = make_app(model, ServiceSettings((1,), max_wait=0.0), UploadLimits())
-run_server(app, Address(port=0), lambda url: print(url, flush=True))
+run_server(app, Address(port=0), lambda message: print(message, flush=True))
 print("stopped", "jax" in sys.modules)
 """
 
@@ -59,7 +60,11 @@ def test_a_signal_finishes_accepted_requests_and_ends_with_status_0(number):
     command = [sys.executable, "-c", SCRIPT, str(ROOT), str(ROOT / "tests" / "serving")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
-        port = int(process.stdout.readline().rpartition(":")[2])
+        url = re.fullmatch(r"listening on (http://127.0.0.1:\d+), compiling programs; .*\n", process.stdout.readline())[
+            1
+        ]
+        assert process.stdout.readline() == f"ready: {url}\n"
+        port = int(url.rpartition(":")[2])
         wait_until_ready(port)
         answers: list[tuple[int, dict]] = []
         threads = [threading.Thread(target=lambda: answers.append(request(port))) for _ in range(2)]
@@ -121,12 +126,12 @@ def test_a_failed_compilation_ends_the_server_with_its_error():
     def fail(sizes: list[int]) -> None:
         raise ConfigError("the model cannot be compiled")
 
-    model, urls = FakeModel(), []
+    model, messages = FakeModel(), []
     model.warm_up = fail
     app = make_app(model, ServiceSettings((1,)), UploadLimits(), write=lambda entry: None)
     with pytest.raises(ConfigError, match="cannot be compiled"):
-        run_server(app, Address(port=0), urls.append)
-    assert urls[0].startswith("http://127.0.0.1:")
+        run_server(app, Address(port=0), messages.append)
+    assert [message.partition(" http")[0] for message in messages] == ["listening on"]
 
 
 def test_addresses_that_cannot_be_used_are_reported_in_one_line():
