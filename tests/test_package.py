@@ -214,7 +214,7 @@ def test_ci_runs_the_test_command_of_the_readme_and_fails_if_a_step_fails(tmp_pa
 
     status, calls = run_ci()
     assert status == 0
-    slow_tests = "python -m pytest -m slow --durations=25"
+    slow_tests = "python -m pytest -m slow --durations=60"
     assert calls[-3:] == ["pip install -c constraints.txt -e .[test]", "python -m pytest", slow_tests]
     assert {"ruff check .", "ruff format --check ."} <= set(calls)
     assert not list(tmp_path.glob("tmp.*")), ".ci/run did not delete its environment"

@@ -24,13 +24,14 @@ def encode_context_texts(
     Raises:
         ConfigError: an image has more texts than the model accepts, which is 0 for a model trained without context.
     """
-    max_texts, tokenizer = description.spec.model.context.max_texts, description.text_tokenizer
+    max_texts = description.spec.model.context.max_texts
     for image_texts in texts:
         if len(image_texts) > max_texts:
             raise ConfigError(
                 f"an image has {len(image_texts)} context texts, but this run's model accepts at most {max_texts} "
                 "(config.model.context.max_texts)"
             )
+    tokenizer = description.text_tokenizer
     ids = np.full((len(texts), max_texts, tokenizer.max_length), PAD, np.int32)
     for image_ids, image_texts in zip(ids, texts, strict=True):
         non_empty = [text for text in image_texts if text.strip()]
