@@ -10,7 +10,8 @@ from input_pipeline.errors import ConfigError
 from input_pipeline.spec_checks import at_least, check_fields, fitted_or, interval, one_of, show, strings
 from input_pipeline.special_tokens import MIN_VOCABULARY_SIZE
 
-SOURCES = ("shapes", "folder", "tfds")
+SHARD_SOURCES = ("webdataset", "parquet")  # large files with many images each, in the folder `root`
+SOURCES = ("shapes", "folder", "tfds", *SHARD_SOURCES)
 RESIZE_MODES = ("stretch", "crop")
 OUTSIDE_POLICIES = ("follow", "refuse")
 INTERPOLATIONS = ("bilinear", "bicubic", "area")
@@ -19,6 +20,15 @@ INTERPOLATIONS = ("bilinear", "bicubic", "area")
 @dataclasses.dataclass(frozen=True)
 class SplitFiles:
     """Text files that list the images of each split, one image name per line; "" if there is no file."""
+
+    train: str = ""
+    val: str = ""
+    test: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitShards:
+    """Shards of each split, as names relative to `root` with `*` and braces: `train-{0000..0039}.tar`; "" if none."""
 
     train: str = ""
     val: str = ""
@@ -72,17 +82,25 @@ class PixelCacheSpec:
 class DataSpec:
     """The data section of a run's config."""
 
-    source: str = "shapes"  # "shapes", "folder" (your own images, COCO folders, Karpathy JSON) or "tfds"
+    # "shapes", "folder" (your own images, COCO folders, Karpathy JSON), "tfds", "webdataset" (tar files) or "parquet"
+    source: str = "shapes"
     shapes: str = "full"  # shapes source: "full" (6,600 scenes) or "tiny" (240, for tests)
-    root: str = ""  # folder source: base folder of `images` and `captions`
+    root: str = ""  # folder source: base folder of `images` and `captions`; webdataset, parquet: folder of shards
+    # webdataset, parquet: the shards of each split; empty for all shards in `root`, whose names can specify a split
+    shards: SplitShards = SplitShards()
     images: str = "images"  # folder source: image folder
     # folder source: "follow" or "refuse" the links and absolute paths of the dataset that lead outside of `root`
     outside_files: str = "follow"
     # folder source: caption files in any format of docs/data.md, or "*.txt" for text files next to the images; empty
     # for the first file with a standard name, or else text files
     captions: tuple[str, ...] = ()
-    image_column: str = ""  # name of the CSV column or JSON field with the image; "" for the names in docs/data.md
-    caption_column: str = ""  # name of the CSV column or JSON field with the captions
+    # Names of the CSV or Parquet columns or JSON fields with the image and the captions; "" for the names in
+    # docs/data.md. Of a webdataset, `image_column` is the extension of the images.
+    image_column: str = ""
+    caption_column: str = ""
+    # webdataset, parquet: JSON field or column with the id of the image; "" for the key of a webdataset, and for the
+    # names in docs/data.md; "__url__" for the shard and the key or row, if keys repeat in other shards
+    id_column: str = ""
     split_files: SplitFiles = SplitFiles()  # text files, one image name per line
     split_field: str = ""  # name of the CSV column or JSON field that holds the split
     split_fractions: SplitFractions = SplitFractions()  # used if nothing else defines the splits
@@ -119,6 +137,7 @@ class DataSpec:
         """Builds the spec from the values of `config.data`, for commands that use no other section."""
         nested = {
             "split_files": SplitFiles,
+            "shards": SplitShards,
             "split_fractions": SplitFractions,
             "pixel_cache": PixelCacheSpec,
             "feature_cache": FeatureCacheSpec,

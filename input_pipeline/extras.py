@@ -23,6 +23,7 @@ EXTRAS = {
     "java": ("pycocoevalcap",),
     "keras-weights": ("h5py",),
     "heic": ("pillow_heif",),
+    "parquet": ("pyarrow",),
     "hub": ("huggingface_hub",),
     "gcs": ("gcsfs",),
     "s3": ("s3fs",),

@@ -18,7 +18,7 @@ import numpy as np
 
 from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError, Preprocessing
-from input_pipeline.records import DataError, Split
+from input_pipeline.records import DataError, Record, Split
 
 BLOCK_BYTES = 64 * 2**20  # approximate block size, which bounds the work that is lost when a process is killed
 MAX_BLOCKS = 256  # larger caches use larger blocks, because each block is an open file
@@ -254,9 +254,16 @@ def fingerprint(split: Split) -> str:
         if isinstance(record.image, Path):
             content = _describe_file(record.image)
         elif index % stride == 0:
-            content = hashlib.sha256(record.source()).hexdigest()
+            content = _hash_content(record)
         digest.update(f"{record.image_id!r}\t{content}\n".encode())
     return digest.hexdigest()
+
+
+def _hash_content(record: Record) -> str:
+    try:
+        return hashlib.sha256(record.source()).hexdigest()
+    except OSError:  # it is masked and reported when it is read as an image
+        return "unreadable"
 
 
 def _describe_file(path: Path) -> str:

@@ -157,6 +157,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
         "grain in tuning": lambda: tune_split(None, "val"),
         "tensorflow": write_events,
         "tensorflow_datasets": lambda: open_splits(DataSpec(source="tfds", tfds_name="coco_captions")),
+        "pyarrow": lambda: open_splits(DataSpec(source="parquet")),
         "tensorflow_datasets for shapes": lambda: open_splits(DataSpec(source="shapes")),
         "jinja2": lambda: importlib.import_module("caption_jax.evaluation.report.html.page"),
         "matplotlib": lambda: importlib.import_module("caption_jax.evaluation.report.plots"),

@@ -15,6 +15,7 @@ from caption_jax.runs.loading import Model
 from caption_jax.runs.sessions import read_sessions
 from caption_jax.runs.soup_record import read_record
 from caption_jax.specs import RunSpec
+from input_pipeline.data_spec import SHARD_SOURCES
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def describe_dataset(spec: RunSpec) -> str:
         return f"images and captions in a folder named {epath.Path(data.root).name or 'images'}"
     if data.source == "tfds":
         return f"TensorFlow Datasets {data.tfds_name}"
+    if data.source in SHARD_SOURCES:
+        return f"{data.source} shards in a folder named {epath.Path(data.root).name or 'images'}"
     return f"{data.source} ({data.shapes})" if data.source == "shapes" else data.source
 
 

@@ -30,6 +30,14 @@ def open_splits(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Sp
         from input_pipeline.sources.tfds import open_config
 
         splits = open_config(spec)
+    elif source == "webdataset":
+        from input_pipeline.sources.webdataset import open_webdataset
+
+        splits = open_webdataset(spec, limits)
+    elif source == "parquet":
+        from input_pipeline.sources.parquet import open_parquet
+
+        splits = open_parquet(spec, limits)
     else:
         from input_pipeline.sources.shapes import open_shapes
 

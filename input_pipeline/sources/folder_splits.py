@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from input_pipeline.annotations.encodings import iterate_csv_lines, read_text
 from input_pipeline.data_spec import DataSpec
@@ -60,7 +61,7 @@ def assign_splits(
     else:
         source = ""
         named = dict.fromkeys(("train", *fractions), "config.data.split_fractions") if fractions else {}
-        _split_by_fractions([image for image in images if not image.is_dropped], fractions)
+        split_by_fractions([image for image in images if not image.is_dropped], fractions)
     if source and fractions:
         raise DataError(
             f"the splits are defined by both {source} and config.data.split_fractions; set the fractions to 0 or "
@@ -134,7 +135,14 @@ def _match(name: str, by_name: dict[str, FolderImage], index: NameIndex, counts:
     return next(iter(images.values()))
 
 
-def _split_by_fractions(images: list[FolderImage], fractions: dict[str, float]) -> None:
+class SplitImage(Protocol):
+    """An image whose split can be set."""
+
+    image_id: str | int
+    split: str
+
+
+def split_by_fractions(images: Sequence[SplitImage], fractions: Mapping[str, float]) -> None:
     """Assigns splits by a hash of the image id, which does not depend on the machine or the order of images."""
     shuffled = order_by_hash(images, lambda image: image.image_id)
     for image in shuffled:
