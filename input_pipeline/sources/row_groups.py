@@ -125,5 +125,5 @@ def _read_group(column: ImageColumn, group: int) -> pyarrow.ChunkedArray:
     try:
         with pyarrow.parquet.ParquetFile(column.shard.path) as file:
             return file.read_row_group(group, columns=[column.name]).column(0)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise OSError(f"{column.shard.path}, row group {group}: {describe_error(error)}") from None

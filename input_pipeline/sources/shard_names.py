@@ -18,7 +18,7 @@ from input_pipeline.sources.caption_files import find_split
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MAX_NAMES = 1_000_000  # from the braces of one pattern
+_MAX_NAMES = 100_000  # from the braces of one pattern
 
 
 @dataclasses.dataclass(frozen=True)

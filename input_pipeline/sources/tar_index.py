@@ -11,6 +11,7 @@ from input_pipeline.files import write_atomically
 from input_pipeline.sources.shard_images import ShardState
 
 _VERSION = 1
+_SAMPLE_FIELDS = 6
 
 
 @dataclasses.dataclass
@@ -51,6 +52,8 @@ def read_index(path: Path, state: ShardState, stamp: list[Any]) -> ShardIndex | 
     try:
         stored = json.loads(path.read_text())
         if stored["stamp"] != [_VERSION, *stamp]:
+            return None
+        if not all(len(sample) == _SAMPLE_FIELDS for sample in stored["samples"]):
             return None
         return ShardIndex(state, *(stored[name] for name in ("samples", "problems", "other_images", "dotted_names")))
     except (OSError, ValueError, KeyError, TypeError):

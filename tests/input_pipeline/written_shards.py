@@ -1,0 +1,90 @@
+"""One small dataset as tar shards, as Parquet shards and as a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from synthetic_splits import make_data_spec, make_png
+
+from caption_jax.specs import DataSpec
+
+FORMATS = ("webdataset", "parquet")
+# Key of each image -> its captions. Image i has the colour i.
+TRAIN = {f"{number:03d}": (f"{number} a", f"{number} b") for number in range(10)}
+VAL = {f"{number:03d}": (f"{number} a",) for number in range(10, 13)}
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """Writes a tar file with members of these names and contents."""
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def make_members(samples: Mapping[str, tuple[str, ...]]) -> list[tuple[str, bytes]]:
+    """Returns two members per sample: the image, and the captions as a text if there is one, otherwise as JSON."""
+    members = []
+    for key, captions in samples.items():
+        members.append((f"{key}.png", make_png(int(key))))
+        if len(captions) == 1:
+            members.append((f"{key}.txt", captions[0].encode()))
+        else:
+            members.append((f"{key}.json", json.dumps({"caption": list(captions), "width": 5}).encode()))
+    return members
+
+
+def write_parquet(path: Path, samples: Mapping[str, tuple[str, ...]], rows_per_group: int = 4, **columns: Any) -> Path:
+    """Writes a Parquet file with images as the Hugging Face Hub stores them; `columns` are added or replaced."""
+    import pyarrow
+    import pyarrow.parquet
+
+    default = {
+        "image": [{"bytes": make_png(int(key)), "path": f"{key}.png"} for key in samples],
+        "caption": [list(captions) for captions in samples.values()],
+        "image_id": list(samples),
+    }
+    table = pyarrow.table({name: column for name, column in {**default, **columns}.items() if column is not None})
+    pyarrow.parquet.write_table(table, path, row_group_size=rows_per_group)
+    return path
+
+
+def write_shards(folder: Path, source: str) -> DataSpec:
+    """Writes the dataset to two training shards and one validation shard. Returns its spec."""
+    folder.mkdir(exist_ok=True)
+    keys = list(TRAIN)
+    shards = {
+        "train-0000": {key: TRAIN[key] for key in keys[:7]},
+        "train-0001": {key: TRAIN[key] for key in keys[7:]},
+        "val-0000": VAL,
+    }
+    for name, samples in shards.items():
+        if source == "webdataset":
+            write_tar(folder / f"{name}.tar", make_members(samples))
+        else:
+            write_parquet(folder / f"{name}.parquet", samples)
+    return make_shard_spec(folder, source)
+
+
+def make_shard_spec(folder: Path, source: str, **changes: Any) -> DataSpec:
+    """Returns the spec of shards in a folder."""
+    return make_data_spec(source=source, root=str(folder), **changes)
+
+
+def write_folder(folder: Path, **changes: Any) -> DataSpec:
+    """Writes the dataset as a folder of images, whose ids are the keys. Returns its spec."""
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for split, samples in (("train", TRAIN), ("val", VAL)):
+        for key, captions in samples.items():
+            (folder / "images" / f"{key}.png").write_bytes(make_png(int(key)))
+            lines.append(json.dumps({"image": key, "captions": captions, "split": split}) + "\n")
+    (folder / "captions.jsonl").write_text("".join(lines))
+    return make_data_spec(source="folder", root=str(folder), **changes)
