@@ -12,6 +12,7 @@ from typing import Any
 from synthetic_splits import make_data_spec, make_png
 
 from caption_jax.specs import DataSpec
+from input_pipeline.records import Split
 
 FORMATS = ("webdataset", "parquet")
 # Key of each image -> its captions. Image i has the colour i.
@@ -54,6 +55,25 @@ def write_parquet(path: Path, samples: Mapping[str, tuple[str, ...]], rows_per_g
     table = pyarrow.table({name: column for name, column in {**default, **columns}.items() if column is not None})
     pyarrow.parquet.write_table(table, path, row_group_size=rows_per_group)
     return path
+
+
+def copy_to_shards(splits: Mapping[str, Split], folder: Path, source: str) -> Path:
+    """Writes the images, captions and ids of a folder dataset to one shard per split. Returns the folder."""
+    folder.mkdir()
+    for name, split in splits.items():
+        if source == "parquet":
+            images = [{"bytes": record.source().read_bytes(), "path": None} for record in split]
+            columns = {"image": images, "caption": [list(record.captions) for record in split]}
+            write_parquet(folder / f"{name}.parquet", {}, image_id=split.image_ids, **columns)
+            continue
+        members = []
+        for number, record in enumerate(split):
+            members.append((f"{number}.png", record.source().read_bytes()))
+            members.append(
+                (f"{number}.json", json.dumps({"captions": record.captions, "id": record.image_id}).encode())
+            )
+        write_tar(folder / f"{name}.tar", members)
+    return folder
 
 
 def write_shards(folder: Path, source: str) -> DataSpec:

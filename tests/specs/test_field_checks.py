@@ -157,10 +157,10 @@ INVALID = [
 # Strings without a check in the spec. Unknown names are rejected where they are looked up.
 UNCHECKED_STRINGS = {
     *("init_from", "train.best_metric", "decode.prefix", "data.tokenizer", "data.root", "data.images", "data.context"),
-    *("data.split_field", "data.image_column", "data.caption_column"),
+    *("data.split_field", "data.image_column", "data.caption_column", "data.id_column"),
     *("data.tfds_name", "data.tfds_dir", "data.feature_cache.stage", "data.feature_cache.folder"),
     "data.pixel_cache.folder",
-    *(f"data.split_files.{split}" for split in ("train", "val", "test")),
+    *(f"data.{key}.{split}" for key in ("split_files", "shards") for split in ("train", "val", "test")),
     *(f"model.{part}.weights" for part in ("encoder", "decoder", "text_encoder")),
     "model.encoder.variant",  # checked with a different message
 }
