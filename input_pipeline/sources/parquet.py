@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from input_pipeline.annotations.caption_file import CaptionFile, describe_value
 from input_pipeline.annotations.fields import CAPTION_FIELDS, normalize
 from input_pipeline.data_spec import DataSpec
+from input_pipeline.disk_faults import format_bytes
 from input_pipeline.errors import DataError
 from input_pipeline.extras import optional_packages
 from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import Report, Split
-from input_pipeline.sources.row_groups import ImageColumn, ParquetImage, describe_error
+from input_pipeline.sources.row_groups import CACHED_BYTES, ImageColumn, ParquetImage, describe_error
 from input_pipeline.sources.shard_images import OpenShard, ShardState
 from input_pipeline.sources.shard_names import Shard, find_shards
 from input_pipeline.sources.shard_splits import SHARD_AND_KEY, Sample, check_keys, clean_captions, make_shard_splits
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 # Names in order of precedence; docs/data.md lists them.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 ID_COLUMNS = ("image_id", "id", "key", "__key__", "file_name", "filename")
+_LARGE_GROUP = 2**20  # bytes
+
+log = logging.getLogger(__name__)
 
 
 def open_parquet(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Split]:
@@ -46,12 +51,27 @@ def open_parquet(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, S
     report = Report(spec.root or ".")
     shards = find_shards(spec, ".parquet", report)
     samples: list[Sample] = []
+    group_bytes: list[int] = []
     for shard in shards:
+        reader = _ParquetReader(shard, spec, limits, report)
         try:
-            samples += _ParquetReader(shard, spec, limits, report).read()
+            samples += reader.read()
         except (OSError, DataError) as error:
             report.add("unreadable shards", str(error))
+        group_bytes += reader.group_bytes
+    _log_cost(group_bytes)
     return make_shard_splits(samples, shards, spec, report)
+
+
+def _log_cost(group_bytes: Sequence[int]) -> None:
+    """Logs what a shuffled epoch reads, unless all images stay in memory after they were read once."""
+    mean = sum(group_bytes) // max(len(group_bytes), 1)
+    if sum(group_bytes) > CACHED_BYTES and mean > _LARGE_GROUP:
+        log.info(
+            "Each image is read with its row group, of %s on average. To read each row group only once, set "
+            'config.data.pixel_cache.use="always".',
+            format_bytes(mean),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +97,13 @@ class _ParquetReader:
         spec: `config.data`.
         limits: `config.limits`.
         report: receives rows that cannot be used.
+
+    Attributes:
+        group_bytes: stored bytes of the images of each row group.
     """
 
     def __init__(self, shard: Shard, spec: DataSpec, limits: Limits, report: Report):
+        self.group_bytes: list[int] = []
         self._shard, self._spec, self._report = shard, spec, report
         self._checker = CaptionFile(shard.path, report.add, limits=limits)
 
@@ -125,6 +149,8 @@ class _ParquetReader:
         table = file.read_row_group(group, columns=names)
         captions = _list_values(table.column(columns.caption))
         ids = _list_values(table.column(columns.image_id)) if columns.image_id else [None] * len(captions)
+        chunk = _find_chunk(file, columns.image, group)
+        self.group_bytes.append(chunk.total_compressed_size)
         missing = find_missing_images(file, columns.image, group)
         samples = []
         for row, (value, image_id) in enumerate(zip(captions, ids, strict=True)):
@@ -168,9 +194,7 @@ def _list_values(column: pyarrow.ChunkedArray) -> list[Any]:
 
 def find_missing_images(file: pyarrow.parquet.ParquetFile, column: str, group: int) -> frozenset[int]:
     """Returns the rows of a row group without an image. Images are read only if the file does not exclude such rows."""
-    metadata = file.metadata.row_group(group)
-    chunks = (metadata.column(index) for index in range(metadata.num_columns))
-    statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
+    statistics = _find_chunk(file, column, group).statistics
     if statistics is not None and statistics.has_null_count and not statistics.null_count:
         return frozenset()
     values = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
@@ -178,6 +202,12 @@ def find_missing_images(file: pyarrow.parquet.ParquetFile, column: str, group: i
         is_missing = zip(values.is_null(), values.field("bytes").is_null(), strict=True)
         return frozenset(row for row, nulls in enumerate(is_missing) if any(null.as_py() for null in nulls))
     return frozenset(row for row, null in enumerate(values.is_null()) if null.as_py())
+
+
+def _find_chunk(file: pyarrow.parquet.ParquetFile, column: str, group: int) -> pyarrow.parquet.ColumnChunkMetaData:
+    metadata = file.metadata.row_group(group)
+    chunks = (metadata.column(index) for index in range(metadata.num_columns))
+    return next(chunk for chunk in chunks if chunk.path_in_schema == column)
 
 
 def find_columns(schema: pyarrow.Schema, spec: DataSpec, path: str) -> _Columns:

@@ -12,11 +12,13 @@ from absl import flags
 from ml_collections import config_flags
 from small_run import ROOT
 from test_folder import CAPTIONS, make_coco, make_csv, make_images, write_file
+from written_shards import make_members, write_parquet, write_tar
 
 from caption_jax.specs import DataSpec, build_spec
 from input_pipeline.annotations.fields import CAPTION_FIELDS, IMAGE_FIELDS
 from input_pipeline.sources import open_splits
 from input_pipeline.sources.caption_files import DEFAULT_NAMES
+from input_pipeline.sources.parquet import ID_COLUMNS, IMAGE_COLUMNS
 
 DOCUMENT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -62,6 +64,29 @@ def test_the_command_for_coco_reads_the_official_layout(tmp_path):
         annotations = [item for item in content["annotations"] if item["image_id"] in numbers]
         write_file(tmp_path / "annotations" / f"captions_{split}.json", {"images": images, "annotations": annotations})
     assert open_documented(COMMANDS[2], tmp_path) == {"train": 2, "val": 1}
+
+
+def test_the_command_for_tar_files_selects_the_shards_of_each_split(tmp_path):
+    for name, keys in (("train-0000", "01"), ("train-0039", "23"), ("val-0", "4")):
+        write_tar(tmp_path / f"{name}.tar", make_members({f"00{key}": ("a b",) for key in keys}))
+    # The other shards of the range are missing.
+    command = f"{COMMANDS[3]} --config.data.on_error=skip"
+    assert open_documented(command, tmp_path) == {"train": 4, "val": 1}
+
+
+def test_the_command_for_parquet_files_reads_the_layout_of_the_hub(tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow reads Parquet files")
+    (tmp_path / "data").mkdir()
+    write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", {"001": ("a b",), "002": ("c d",)})
+    write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", {"003": ("e f",)})
+    assert open_documented(COMMANDS[4], tmp_path) == {"train": 2, "val": 1}
+    without_patterns = re.sub(r"--config\.data\.shards\.\S+", "", COMMANDS[4])
+    assert open_documented(without_patterns, tmp_path) == {"train": 2, "val": 1}
+
+
+def test_all_recognised_columns_are_listed():
+    for names in (IMAGE_COLUMNS, ID_COLUMNS):
+        assert f"| {', '.join(f'`{name}`' for name in names)} |" in DOCUMENT
 
 
 def test_all_recognised_names_are_listed():

@@ -10,7 +10,7 @@ from synthetic_splits import make_png
 from written_shards import TRAIN, make_shard_spec, write_parquet
 
 from input_pipeline.errors import DataError
-from input_pipeline.sources import open_splits, row_groups
+from input_pipeline.sources import open_splits, parquet, row_groups
 from input_pipeline.sources.row_groups import RowGroupCache
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow reads Parquet files")
@@ -130,6 +130,16 @@ def test_a_damaged_image_column_is_an_error_of_its_images(tmp_path):
     assert train[0].source() == make_png(0) and train[5].source() == make_png(5)
     with pytest.raises(OSError, match=r"a\.parquet, row group 1: "):
         train[2].source()
+
+
+@pytest.mark.parametrize(("cached_bytes", "is_logged"), [(0, True), (2**30, False)])
+def test_the_cost_of_large_row_groups_is_logged(cached_bytes, is_logged, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(parquet, "_LARGE_GROUP", 10)
+    monkeypatch.setattr(parquet, "CACHED_BYTES", cached_bytes)
+    write_parquet(tmp_path / "a.parquet", SAMPLES)
+    open_splits(make_shard_spec(tmp_path, "parquet"))
+    assert ("Each image is read with its row group" in caplog.text) == is_logged
 
 
 def test_a_row_group_is_read_once_for_all_threads_and_old_ones_are_dropped(tmp_path, monkeypatch):

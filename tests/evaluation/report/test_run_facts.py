@@ -94,6 +94,7 @@ def test_the_last_session_that_trained_is_described():
 
 def test_every_source_of_data_is_described():
     assert describe_data(DataSpec(source="tfds", tfds_name="coco_captions")) == "TensorFlow dataset coco_captions"
+    assert describe_data(DataSpec(source="webdataset", root="/data/cc3m")) == "webdataset shards in /data/cc3m"
     assert describe_data(DataSpec(source="shapes", shapes="tiny")) == "rendered scenes of shapes (tiny)"
     assert (
         describe_data(DataSpec(source="folder", captions=("a.json", "b.json"))) == "folder . (captions: a.json, b.json)"
