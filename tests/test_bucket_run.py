@@ -20,8 +20,6 @@ from resume_run import ROOT, TIME_METRICS, list_saved_steps, read_evaluation, re
 WORKDIR = f"gs://{bucket_emulator.BUCKET}/runs/a"
 FLAGS = ("--config.train.steps=20", "--config.train.eval_every=10", "--config.train.checkpoint_every=5")
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def emulator():
@@ -67,6 +65,7 @@ def resumed_log(launcher, emulator, tmp_path_factory) -> str:
     return log.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_in_a_bucket_resumes_to_the_result_of_a_local_run(launcher, emulator, resumed_log, tmp_path):
     assert f"of 20 in {WORKDIR}" in resumed_log and "resuming from step" in resumed_log
     local = tmp_path / "run"
@@ -90,6 +89,7 @@ def test_a_killed_run_in_a_bucket_resumes_to_the_result_of_a_local_run(launcher,
     assert not (ROOT / "gs:").exists()
 
 
+@pytest.mark.slow
 def test_other_commands_read_the_run(emulator, resumed_log, small_images):
     process = run_command(emulator, "evaluate", f"--workdir={WORKDIR}", "--split=test")
     assert process.returncode == 0, process.stderr
@@ -100,6 +100,7 @@ def test_other_commands_read_the_run(emulator, resumed_log, small_images):
     assert process.stdout.startswith(f"{image}\t")
 
 
+@pytest.mark.long
 def test_two_processes_share_a_bucket(launcher, emulator, tmp_path):
     log, workdir = tmp_path / "run.log", WORKDIR.removesuffix("a") + "two_processes"
     environment = {**emulator.environment, "JAX_COORDINATOR_ADDRESS": reserve_address(), "JAX_NUM_PROCESSES": "2"}
@@ -111,6 +112,7 @@ def test_two_processes_share_a_bucket(launcher, emulator, tmp_path):
     assert "runs/two_processes/eval_val.json" in names and not [name for name in names if "/.start-" in name]
 
 
+@pytest.mark.slow
 def test_a_bucket_that_does_not_exist_is_named_before_any_work(launcher, emulator, tmp_path):
     log = tmp_path / "run.log"
     assert launcher.start("gs://nothing/run", *FLAGS, log=log, **emulator.environment).wait() == 1
@@ -119,6 +121,7 @@ def test_a_bucket_that_does_not_exist_is_named_before_any_work(launcher, emulato
     assert "reading the data" not in log.read_text()
 
 
+@pytest.mark.long
 def test_a_second_run_in_a_bucket_is_refused(launcher, emulator, tmp_path):
     workdir, logs = WORKDIR.removesuffix("a") + "locked", [tmp_path / "first.log", tmp_path / "second.log"]
     first = launcher.start(workdir, *FLAGS, log=logs[0], **emulator.environment)
@@ -136,6 +139,7 @@ def test_a_second_run_in_a_bucket_is_refused(launcher, emulator, tmp_path):
     assert not emulator.list_names("runs/locked/training.lock") and not emulator.list_names("runs/locked/.training")
 
 
+@pytest.mark.slow
 def test_only_one_of_several_clients_creates_a_file_of_a_bucket(emulator):
     code = (
         "import sys, time; from caption_jax.runs.lock_files import create_exclusively\n"

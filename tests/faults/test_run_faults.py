@@ -31,7 +31,7 @@ def read_errors(workdir: Path) -> list[str]:
     return [line for line in log_path(workdir).read_text().splitlines() if line.startswith("error: ")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_data_changed_names_the_changes_or_continues_if_allowed(launcher, data, tmp_path):
     launcher, workdir = dataclasses.replace(launcher, data=data), tmp_path / "run"
     steps = ("--config.train.steps=30",)

@@ -125,7 +125,7 @@ def test_a_run_saves_when_its_terminal_is_closed(launcher, tmp_path):
     assert list_saved_steps(workdir)[-1] == read_rows(workdir)[-1][0] >= 12
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_signal_ends_at_once_and_the_last_checkpoint_is_unharmed(
     launcher, faulty, uninterrupted_workdir, tmp_path
 ):

@@ -55,7 +55,7 @@ def test_two_simultaneous_starts_end_like_one(launcher, tmp_path):
     assert list_saved_steps(workdir)[-1] == 40
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_leaves_a_lock_that_the_next_start_takes_over_at_once(launcher, tmp_path):
     workdir = tmp_path / "run"
     process = launcher.stop_when(workdir, has_trained(2), signal.SIGKILL)
