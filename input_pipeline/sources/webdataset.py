@@ -77,17 +77,15 @@ def _log_ignored(indices: Sequence[ShardIndex]) -> None:
 
 
 def _index_shards(shards: Sequence[Shard], reader: _ShardReader) -> list[ShardIndex]:
-    root_by_shard = [shard.path.parent for shard in shards]
     indices: list[ShardIndex] = []
     logged = time.monotonic()
     failures: set[str] = set()
 
-    def load(number: int) -> ShardIndex:
-        folder = root_by_shard[number] / "caption_index"
-        return _load_index(shards[number], folder, reader, failures.add)
+    def load(shard: Shard) -> ShardIndex:
+        return _load_index(shard, reader, failures.add)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="shards") as pool:
-        for index in pool.map(load, range(len(shards))):
+        for index in pool.map(load, shards):
             indices.append(index)
             if time.monotonic() - logged > _LOG_SECONDS and len(indices) < len(shards):
                 logged = time.monotonic()
@@ -97,13 +95,13 @@ def _index_shards(shards: Sequence[Shard], reader: _ShardReader) -> list[ShardIn
     return indices
 
 
-def _load_index(shard: Shard, folder: Any, reader: _ShardReader, on_failure: Callable[[str], None]) -> ShardIndex:
+def _load_index(shard: Shard, reader: _ShardReader, on_failure: Callable[[str], None]) -> ShardIndex:
     """Returns the stored index of a shard, or builds and stores it."""
     try:
         file = OpenShard(os.fspath(shard.path))
         state = ShardState.of_file(os.fspath(shard.path), file.fileno())
         stamp = [state.size, state.modified_ns, reader.settings]
-        path = folder / f"{shard.path.name}.json"
+        path = shard.path.parent / "caption_index" / f"{shard.path.name}.json"
         index = read_index(path, state, stamp)
         if index is None:
             index = reader.read(shard, file.fileno(), state)
