@@ -30,6 +30,7 @@ _TRAINING_KEYS = {
         "token_dropout",
         "dropout_bits",
         "drop_path",
+        "cell_dropout",
         "memory_dropout",
         "norm_group_size",
         "norm_momentum",

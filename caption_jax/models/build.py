@@ -65,6 +65,7 @@ def build_model(
             image_memory=spec.image_memory,
             vector=spec.vector,
             always_vector=text_encoder is not None and joint_embedding,
+            cell_dropout=spec.cell_dropout,
             memory_dropout=spec.memory_dropout,
             memory_encoder=_build_memory_encoder(spec, dtype),
             dtype=dtype,

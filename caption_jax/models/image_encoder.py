@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from caption_jax.models.layers import Dense
 from caption_jax.ops.implementations import FAST, Ops
@@ -49,6 +50,7 @@ class ImageEncoder(nn.Module):
             position) or 'both'.
         vector: pooling of the cells before the dense layer of the vector, 'mean' or 'flatten' (concatenation).
         always_vector: whether to compute the vector for the joint embedding even if it is not part of the memory.
+        cell_dropout: fraction of the cells of the grid that are hidden in training, drawn anew for each image.
         memory_dropout: dropout rate of the memory.
         memory_encoder: maps the memory to one of the same shape; takes `train`, as `MemoryEncoder` does. None for none.
         dtype: computation dtype.
@@ -61,6 +63,7 @@ class ImageEncoder(nn.Module):
     image_memory: Literal["grid", "vector", "both"] = "grid"
     vector: Literal["mean", "flatten"] = "mean"
     always_vector: bool = False
+    cell_dropout: float = 0.0
     memory_dropout: float = 0.0
     memory_encoder: nn.Module | None = None
     dtype: DTypeLike = jnp.float32
@@ -77,7 +80,7 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"config.model.vector is {self.vector!r}; it must be 'mean' or 'flatten'")
         settings = {"dtype": self.dtype, "param_dtype": self.param_dtype, "ops": self.ops}
         if self.image_memory != "vector":
-            self.grid = GridMemory(self.width, **settings)
+            self.grid = GridMemory(self.width, self.cell_dropout, **settings)
         if self.image_memory != "grid" or self.always_vector:
             self.pooled = VectorMemory(self.width, self.vector, **settings)
         self.dropout = nn.Dropout(self.memory_dropout)
@@ -104,7 +107,7 @@ class ImageEncoder(nn.Module):
         if self.image_memory != "grid" or self.always_vector:
             vector = self.pooled(features)
         if self.image_memory != "vector":
-            parts.append(self.grid(features))
+            parts.append(self.grid(features, train=train))
         if self.image_memory != "grid":
             parts.append(vector[:, None, :])
         memory = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
@@ -115,23 +118,40 @@ class ImageEncoder(nn.Module):
 
 
 class GridMemory(nn.Module):
-    """One memory position per cell: a dense layer, a learned position embedding, then layer norm."""
+    """One memory position per cell: a dense layer, a learned position embedding, then layer norm.
+
+    In training, `cell_dropout` is the fraction of cells that are left out, which also saves their computation
+    (PatchDropout, Liu et al. 2022, https://arxiv.org/abs/2208.07220).
+    """
 
     width: int
+    cell_dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     ops: Ops = FAST
 
     @nn.compact
-    def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch cells width"]:
-        """Returns the memory positions of the cells, in row-major order."""
+    def __call__(
+        self, features: Float[Array, "batch h w channels"], *, train: bool
+    ) -> Float[Array, "batch positions width"]:
+        """Returns the memory positions of the cells, in row-major order; in training, of the cells that are kept."""
         batch, height, width, channels = features.shape
         cells = features.reshape(batch, height * width, channels)
+        kept = None
+        if train and self.cell_dropout:
+            kept = _draw_cells(self.make_rng("dropout"), batch, height * width, self.cell_dropout)
+            cells = jnp.take_along_axis(cells, kept[..., None], axis=1)
         x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, ops=self.ops, name="dense")(cells)
         shape = (height * width, self.width)
         position = self.param("position", nn.initializers.normal(0.02), shape, self.param_dtype)
         norm = nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")
-        return norm(add_parameter(x, position))
+        return norm(add_parameter(x, position if kept is None else position[kept]))
+
+
+def _draw_cells(key: Key[Array, ""], batch: int, cells: int, rate: float) -> Int[Array, "batch kept"]:
+    """Returns the indices of the cells to keep, at least one, in ascending order: the same number for each image."""
+    kept = max(1, round(cells * (1 - rate)))
+    return jnp.sort(jax.lax.top_k(jax.random.uniform(key, (batch, cells)), kept)[1], axis=-1)
 
 
 class VectorMemory(nn.Module):

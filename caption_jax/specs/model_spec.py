@@ -131,6 +131,7 @@ class ModelSpec:
     ops: str = "fast"  # implementation of the operations in caption_jax/ops: "fast" or "reference"
     image_memory: str = "grid"  # image features that the decoder attends to: "grid", "vector" or "both"
     vector: str = "mean"  # computation of the image vector from the grid: "mean" or "flatten"
+    cell_dropout: float = 0.0  # fraction of the cells of each image that are hidden from the decoder, in training
     memory_dropout: float = 0.1
     # Transformer layers that relate the cells of an image to each other, with the dimensions and the dropout rate of
     # the decoder's layers.
@@ -149,6 +150,7 @@ class ModelSpec:
             ops=one_of("fast", "reference"),
             image_memory=one_of("grid", "vector", "both"),
             vector=one_of("mean", "flatten"),
+            cell_dropout=interval("[0, 1)", "0 for none"),
             memory_dropout=interval("[0, 1)", "0 for none"),
             memory_layers=at_least(0, "for none", largest=1024),
         )

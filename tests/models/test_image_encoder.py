@@ -62,6 +62,21 @@ def test_memory_dropout_is_active_in_training_only():
     assert 0.3 < (dropped == 0).mean() < 0.7
 
 
+def test_cell_dropout_keeps_some_unchanged_cells_of_each_image_in_training():
+    whole = np.asarray(project().memory)
+    np.testing.assert_array_equal(project(cell_dropout=0.5).memory, whole)
+    kept = np.asarray(project(train=True, cell_dropout=0.5, image_memory="both").memory)
+    assert kept.shape == (2, 6 + 1, 8)  # the vector is always kept
+    cells = [[int(np.abs(whole[i] - cell).max(-1).argmin()) for cell in kept[i, :-1]] for i in range(2)]
+    np.testing.assert_allclose(kept[:, :-1], np.stack([whole[i, cells[i]] for i in range(2)]), rtol=1e-5, atol=1e-6)
+    assert all(row == sorted(set(row)) for row in cells)
+    assert cells[0] != cells[1]
+
+
+def test_cell_dropout_keeps_at_least_one_cell():
+    assert project(train=True, cell_dropout=0.99).memory.shape == (2, 1, 8)
+
+
 def test_the_encoder_has_the_expected_outputs_and_parameters():
     encoder = ImageEncoder(EfficientNet("micro", norm_group_size=2), width=8, image_memory="both")
     images = jax.ShapeDtypeStruct((4, 32, 48, 3), jnp.float32)

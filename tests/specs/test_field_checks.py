@@ -61,6 +61,7 @@ INVALID = [
     ("model.ops", "slow", "'fast' or 'reference'"),
     ("model.image_memory", "none", "'grid', 'vector' or 'both'"),
     ("model.vector", "max", "'mean' or 'flatten'"),
+    ("model.cell_dropout", 1.0, BELOW_ONE),
     ("model.memory_dropout", 1.0, BELOW_ONE),
     ("model.memory_layers", -1, "0 (for none) or more"),
     ("model.encoder.norm_group_size", -1, "0 (for the whole batch) or more"),
