@@ -10,7 +10,7 @@ from input_pipeline.errors import ConfigError
 from input_pipeline.spec_checks import at_least, check_fields, fitted_or, interval, one_of, show, strings
 from input_pipeline.special_tokens import MIN_VOCABULARY_SIZE
 
-SHARD_SOURCES = ("webdataset", "parquet")  # large files with many images each, in the folder `root`
+SHARD_SOURCES = ("webdataset", "parquet", "prepared")  # large files with many images each, in the folder `root`
 SOURCES = ("shapes", "folder", "tfds", *SHARD_SOURCES)
 RESIZE_MODES = ("stretch", "crop")
 OUTSIDE_POLICIES = ("follow", "refuse")
@@ -82,10 +82,11 @@ class PixelCacheSpec:
 class DataSpec:
     """The data section of a run's config."""
 
-    # "shapes", "folder" (your own images, COCO folders, Karpathy JSON), "tfds", "webdataset" (tar files) or "parquet"
+    # "shapes", "folder" (your own images, COCO folders, Karpathy JSON), "tfds", "webdataset" (tar files), "parquet" or
+    # "prepared" (images of one size, written by the mode `prepare`)
     source: str = "shapes"
     shapes: str = "full"  # shapes source: "full" (6,600 scenes) or "tiny" (240, for tests)
-    root: str = ""  # folder source: base folder of `images` and `captions`; webdataset, parquet: folder of shards
+    root: str = ""  # folder source: base folder of `images` and `captions`; otherwise the folder of shards
     # webdataset, parquet: the shards of each split; empty for all shards in `root`, whose names can specify a split
     shards: SplitShards = SplitShards()
     images: str = "images"  # folder source: image folder

@@ -19,7 +19,10 @@ from input_pipeline.errors import ConfigError, MissingPackageError
 
 # Top-level modules that this project imports, by the extra that installs them.
 EXTRAS = {
-    "train": ("grain", "tensorflow_datasets", "tensorflow", "tensorboard", "clu", "matplotlib", "jinja2"),
+    "train": (
+        *("grain", "array_record", "tensorflow_datasets", "tensorflow", "tensorboard"),
+        *("clu", "matplotlib", "jinja2"),
+    ),
     "java": ("pycocoevalcap",),
     "keras-weights": ("h5py",),
     "heic": ("pillow_heif",),

@@ -160,7 +160,7 @@ def _delete_stale_folders(target: epath.Path) -> None:
                 shutil.rmtree(folder)
 
 
-def delete_stale_temporaries(folder: str | os.PathLike[str], depth: int = 1) -> None:
+def delete_stale_temporaries(folder: str | os.PathLike[str], depth: int = 1, seconds: float = _STALE_SECONDS) -> None:
     """Deletes temporary files that `write_atomically` left in a local folder because its process was killed.
 
     Younger files are kept, because another process may be writing them. Does nothing for a bucket.
@@ -168,14 +168,15 @@ def delete_stale_temporaries(folder: str | os.PathLike[str], depth: int = 1) -> 
     Args:
         folder: the folder, which may not exist.
         depth: number of levels of folders to search, 1 for the folder alone.
+        seconds: age of the files to delete.
     """
     if is_on_bucket(folder) or depth == 0:
         return
-    oldest = time.time() - _STALE_SECONDS
+    oldest = time.time() - seconds
     with contextlib.suppress(OSError):  # it does not exist, or is not writable
         for entry in os.scandir(folder):
             if entry.is_dir(follow_symlinks=False):
-                delete_stale_temporaries(entry.path, depth - 1)
+                delete_stale_temporaries(entry.path, depth - 1, seconds)
             elif _TEMPORARY.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
                 os.unlink(entry.path)
 

@@ -14,11 +14,14 @@ from input_pipeline.data_spec import DataSpec
 from input_pipeline.decoding_process import DecodingProcess, DecodingProcessError, Request
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.inputs import ROWS_PER_READ, Inputs, Pixels, RowArrays
+from input_pipeline.prepared.prepared_pixels import PreparedPixels, has_pixels
 from input_pipeline.records import Split
 
 
 def make_pixels(split: Split, preprocessing: Preprocessing, spec: DataSpec) -> Inputs:
-    """Returns the images of a split, decoded on access as `config.data.worker_type` says."""
+    """Returns the images of a split, read or decoded on access as `config.data.worker_type` says."""
+    if has_pixels(split, preprocessing.size):
+        return PreparedPixels(split, preprocessing.size)
     if spec.worker_type == "processes" and spec.workers:
         return PixelsFromProcesses(split, preprocessing, spec.workers)
     return Pixels(split, preprocessing)

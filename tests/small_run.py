@@ -29,6 +29,7 @@ COLOURS = {"red": (210, 30, 30), "green": (30, 170, 50), "blue": (30, 60, 200), 
 MAIN_FLAGS = (
     *("config", "workdir", "mode", "split", "images", "context", "format", "checkpoint", "recipe"),
     *("index", "captions", "missing", "query", "top", "search", "to", "out", "push", "weights"),
+    *("image_format", "jpeg_quality"),
     *(
         "topology",
         "programs",

@@ -198,6 +198,8 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
 
 def _announce_default(subcommand: str, options: flags.FlagValues) -> None:
     """Prints which workdir or model is used without `--workdir`. Raises ConfigError if it holds a run on other data."""
+    if subcommand in workdir_flag.WITHOUT_WORKDIR:
+        return
     is_silent = options.quiet or not is_main_process()
     if subcommand in workdir_flag.WITH_DEMO:
         if not is_silent:

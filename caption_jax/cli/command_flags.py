@@ -79,6 +79,7 @@ def define(values: flags.FlagValues = flags.FLAGS, config: ConfigDict | None = N
     _define_for_splits(values)
     _define_for_captions_and_search(values)
     _define_for_export(values)
+    _define_for_prepare(values)
     _define_for_plan(values)
     _define_for_serve(values)
 
@@ -134,9 +135,14 @@ def _define_for_export(values: flags.FlagValues) -> None:
         values,
     )
     flags.DEFINE_string(
-        "out", None, "New folder for the exported model; `export/FORMAT` in the workdir by default.", values
+        "out", None, "New folder for the result; of `export`, `export/FORMAT` in the workdir by default.", values
     )
     flags.DEFINE_string("push", None, "Upload the exported folder to this model, as in owner/name, on the Hub.", values)
+
+
+def _define_for_prepare(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum("image_format", "raw", ["raw", "jpeg"], "How to store images: as pixels or as JPEGs.", values)
+    flags.DEFINE_integer("jpeg_quality", 95, "Quality of JPEGs.", 1, 100, flag_values=values)
 
 
 def _define_for_plan(values: flags.FlagValues) -> None:

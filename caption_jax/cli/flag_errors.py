@@ -20,6 +20,8 @@ _FLAGS_OF_ONE_MODE = (
     "max_steps_this_run",
     "distributed",
     "heartbeat",
+    "image_format",
+    "jpeg_quality",
     *SERVING_FLAGS,
 )  # the others have always been accepted in every mode
 _VALUE_ERROR = re.compile(r"flag -*(?P<flag>[\w.\[\]'\"]+)=(?P<value>.*?): (?P<reason>.*)", re.DOTALL)
@@ -72,6 +74,8 @@ def check_arguments(subcommand: str, values: flags.FlagValues, arguments: Sequen
         raise app.UsageError(f"{subcommand} takes no arguments, but got {' '.join(arguments)}{hint}")
     if subcommand == "plan" and not values.topology:
         raise app.UsageError("plan requires --topology=DEVICES, such as v5e:16x16, h100:8 or cpu:8")
+    if subcommand == "prepare" and not values.out:
+        raise app.UsageError("prepare requires --out=FOLDER, the folder for the shards")
     if subcommand == "export" and not values.to:
         raise app.UsageError(f"export requires --to=FORMAT, one of {', '.join(command_flags.EXPORT_FORMATS)}")
 

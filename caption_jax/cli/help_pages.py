@@ -19,10 +19,9 @@ usage: {program} SUBCOMMAND [ARGUMENTS] [FLAGS]
 {subcommands}
 
 `{program} SUBCOMMAND --help` describes a subcommand, and `--helpfull` all flags.
-`--config.KEY=VALUE` sets a key of the config, such as `--config.train.epochs=3`.
 
 examples:
-  {program} train --config=shapes
+  {program} train --config=shapes --config.train.epochs=3
   {program} caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
 """
 

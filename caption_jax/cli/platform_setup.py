@@ -14,6 +14,8 @@ def set_up_platform(options: flags.FlagValues) -> None:
     """Sets XLA flags, the compilation cache and the log, and connects the processes of a run on several hosts."""
     set_up_process()
     set_up_log(choose_verbosity(options))
+    if options.mode == "prepare":  # which uses no devices
+        return
     import jax
 
     from caption_jax.runtime.compilation_cache import guard_programs, is_cache_safe, locate_cache

@@ -178,6 +178,23 @@ _FLAG_SUBCOMMANDS = (
         "have a model card. Prints the path of the new folder.",
     ),
     Subcommand(
+        "prepare",
+        "write a dataset as shards of resized images, which training reads fast",
+        "--config=NAME --out=FOLDER",
+        ("config", "out", "image_format", "jpeg_quality"),
+        (
+            "prepare --config=folder --config.data.root=photographs --out=prepared",
+            "prepare --config=coco --config.data.root=COCO --config.data.workers=16 --out=prepared",
+        ),
+        notes="Writes all splits, with images of config.data.image_size pixels, in config.data.workers processes. The "
+        "same command continues an interrupted preparation. `train` reads the shards with "
+        "--config.data.source=prepared --config.data.root=FOLDER.",
+        descriptions={
+            "config": "Name of a config (see `configs`) or path of a config file.",
+            "out": "Folder for the shards.",
+        },
+    ),
+    Subcommand(
         "plan",
         "estimate memory and speed on devices that need not be available",
         "--config=NAME --topology=DEVICES [--workdir=FOLDER]",

@@ -16,6 +16,7 @@ from input_pipeline.files import is_on_bucket
 
 _RUNS = "runs"
 _WITH_DEFAULT = ("train", "plan")
+WITHOUT_WORKDIR = ("prepare",)
 WITH_DEMO = ("caption", "serve")  # which use the demo model if `--workdir` is missing
 _WRITING = ("train", "evaluate", "tune", "soup", "plan")  # the others write to the folder of the index, or nothing
 
@@ -39,6 +40,8 @@ def add_default(subcommand: str, argv: Sequence[str]) -> list[str]:
     if "workdir" not in values and subcommand in WITH_DEMO:
         return [f"--workdir={locate_demo()}", *argv]
     _check_required(subcommand, workdir, config)
+    if subcommand in WITHOUT_WORKDIR:
+        return ["--workdir=", *argv]
     if workdir:
         return list(argv)
     workdir = os.path.join(_RUNS, os.path.basename(config).removesuffix(".py"))
@@ -113,7 +116,9 @@ def _check_required(subcommand: str, workdir: str, config: str) -> None:
         hint = f", or workdir:{workdir} for that of its run" if _is_run(workdir) else ""
         names = ", ".join(list_configs())
         raise app.UsageError(f"train requires --config=NAME: the path of a config file, or one of {names}{hint}")
-    if workdir:
+    if subcommand == "prepare" and not config:
+        raise app.UsageError("prepare requires --config=NAME, which selects the data and the size of the images")
+    if workdir or subcommand in WITHOUT_WORKDIR:
         return
     if subcommand == "plan" and not config:
         raise app.UsageError("plan requires --config=NAME, or --workdir=FOLDER with the folder of a run")

@@ -20,34 +20,45 @@ def open_splits(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Sp
     Raises:
         DataError: the data has problems, or two splits share an image.
     """
-    source = spec.source
-    # Imported lazily, because importing TFDS takes seconds and folders do not need it.
-    if source == "folder":
-        from input_pipeline.sources.folder import open_folder
-
-        splits = open_folder(spec, limits)
-    elif source == "tfds":
-        from input_pipeline.sources.tfds import open_config
-
-        splits = open_config(spec)
-    elif source == "webdataset":
-        from input_pipeline.sources.webdataset import open_webdataset
-
-        splits = open_webdataset(spec, limits)
-    elif source == "parquet":
-        from input_pipeline.sources.parquet import open_parquet
-
-        splits = open_parquet(spec, limits)
-    else:
-        from input_pipeline.sources.shapes import open_shapes
-
-        splits = open_shapes(spec)
-    splits = check_splits(splits)
+    splits = read_splits(spec, limits)
     if spec.held_out_images:
         splits = hold_out(splits, spec.held_out_images)
     if "train" in splits:
         splits["train"] = _drop_uncaptioned(splits["train"], spec.on_error)
     return splits
+
+
+def read_splits(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Split]:
+    """Opens the dataset as its source defines it, without `config.data.held_out_images`; see `open_splits`."""
+    return check_splits(_read_source(spec, limits))
+
+
+def _read_source(spec: DataSpec, limits: Limits) -> dict[str, Split]:
+    source = spec.source
+    # Imported lazily, because importing TFDS takes seconds and folders do not need it.
+    if source == "folder":
+        from input_pipeline.sources.folder import open_folder
+
+        return open_folder(spec, limits)
+    if source == "tfds":
+        from input_pipeline.sources.tfds import open_config
+
+        return open_config(spec)
+    if source == "webdataset":
+        from input_pipeline.sources.webdataset import open_webdataset
+
+        return open_webdataset(spec, limits)
+    if source == "parquet":
+        from input_pipeline.sources.parquet import open_parquet
+
+        return open_parquet(spec, limits)
+    if source == "prepared":
+        from input_pipeline.sources.prepared import open_prepared
+
+        return open_prepared(spec)
+    from input_pipeline.sources.shapes import open_shapes
+
+    return open_shapes(spec)
 
 
 def hold_out(splits: dict[str, Split], count: int) -> dict[str, Split]:
