@@ -2,13 +2,13 @@
 
     python -m benchmarks.input_pipeline [--root=FOLDER] [--modes=stretch] [--count=200] [--rounds=5] [--cells=peers]
 
-`--cells=rates` runs the cells of `benchmarks.input_rates` instead, and `--cells=peers,rates` both. The peers require
-the bench extra. FOLDER contains photographs (.jpg), which are repeated up to `--count`; the default is the
-development data next to the checkout. Each implementation runs in a separate process, and the processes alternate. The
-benchmark measures CPU time, summed over all threads and worker processes. It is more stable than wall time on a busy
-machine, and its inverse is the throughput per core. All peers produce the same output as our pipeline: antialiased
-images of 224 x 224 pixels. One of them is a plain loop around our decoder and resizer, without a pipeline. DataLoaders
-use their best number of workers.
+`--cells=rates` runs the cells of `benchmarks.input_rates` instead, `--cells=prepared` those of
+`benchmarks.prepared_input`, and `--cells=peers,rates` two of them. The peers require the bench extra. FOLDER contains
+photographs (.jpg), which are repeated up to `--count`; the default is the development data next to the checkout. Each
+implementation runs in a separate process, and the processes alternate. The benchmark measures CPU time, summed over all
+threads and worker processes. It is more stable than wall time on a busy machine, and its inverse is the throughput per
+core. All peers produce the same output as our pipeline: antialiased images of 224 x 224 pixels. One of them is a plain
+loop around our decoder and resizer, without a pipeline. DataLoaders use their best number of workers.
 
 The last line is JSON, and `ratio` is the lowest of all comparisons. The lines before it also list two variants with
 different output: tf.data without antialiasing, and the decoder without the resize.
@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import input_rates
+from benchmarks import input_rates, prepared_input
 from benchmarks.alternate import alternate, print_result, print_times, serve, start_sides
 from benchmarks.conditions import Conditions
 from benchmarks.input_rates import PHOTOGRAPHS, StubVocabulary
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cells", default="peers", help='"peers", "rates" or "peers,rates"')
+    parser.add_argument("--cells", default="peers", help='some of "peers,rates,prepared"')
     parser.add_argument("--serve", action="store_true", help="run as a child process")
     options = parser.parse_args()
     paths = list_images(options.root, options.count)
@@ -105,6 +105,8 @@ def main() -> None:
         cells = input_rates.measure_rates(options, list(input_rates.KINDS), conditions)
         input_rates.print_cells(cells)
         comparisons |= cells
+    if "prepared" in options.cells:
+        comparisons |= prepared_input.measure_prepared(options, conditions)
     print_result("input_pipeline", comparisons, "images/s/core", conditions)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.telemetry.progress import SILENT
 from caption_jax.telemetry.progress_displays import open_display
 from input_pipeline.disk_faults import format_bytes
+from input_pipeline.files import local_path
 from input_pipeline.prepared.card import CARD, Card
-from input_pipeline.prepared.preparation import Request, prepare
+from input_pipeline.prepared.preparation import Request, prepare, read_settings
 from input_pipeline.sources import read_splits
 from input_pipeline.terminal_text import escape
 
@@ -19,16 +18,13 @@ from input_pipeline.terminal_text import escape
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the shards and their card, or continues an interrupted preparation; returns the exit status."""
     spec = spec_from_flags(options, "defer")
-    request = Request(Path(options.out), spec.data, options.image_format, options.jpeg_quality, spec.limits)
+    folder = local_path(options.out, "--out")
+    request = Request(folder, spec.data, options.image_format, options.jpeg_quality, spec.limits)
+    read_settings(folder)  # before any work is done
     with SILENT if options.quiet else open_display() as display:
         with display.phase("reading the data"):
             splits = read_splits(spec.data, spec.limits)
-        images = sum(map(len, splits.values()))
-        with (
-            display.phase("preparing", images, "images") as written,
-            display.phase("verifying", images, "images") as verified,
-        ):
-            card, is_new = prepare(request, splits, written.advance, verified.advance)
+        card, is_new = prepare(request, splits, display.phase)
     print_card(card, options.out, is_new)
     return 0
 

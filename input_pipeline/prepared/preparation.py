@@ -24,7 +24,7 @@ from input_pipeline.data_spec import DataSpec
 from input_pipeline.decoding_memory import BUDGET
 from input_pipeline.decoding_process import DecodingProcessError
 from input_pipeline.errors import ConfigError
-from input_pipeline.files import delete_stale_temporaries, local_path, write_atomically
+from input_pipeline.files import delete_stale_temporaries, write_atomically
 from input_pipeline.images import Preprocessing
 from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.prepared.card import CARD, SETTINGS, Card, describe_settings, describe_source, read_card
@@ -37,6 +37,10 @@ _JPEG_BYTES_PER_PIXEL = 0.5  # roughly, at the default quality
 
 # Runs a function with each of several values, in worker processes if there are any, and yields results as they come.
 RunAll = Callable[[Callable[[Any], int], list[Any]], Iterator[int]]
+
+
+# Opens a phase that shows the progress: a context manager of an object with the method `advance(count)`, or of None.
+OpenPhase = Callable[[str, int, str], contextlib.AbstractContextManager[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +80,14 @@ class Request:
 def prepare(
     request: Request,
     splits: Mapping[str, Split],
-    on_written: Callable[[int], None] = lambda images: None,
-    on_verified: Callable[[int], None] = lambda images: None,
+    open_phase: OpenPhase = lambda description, total, unit: contextlib.nullcontext(None),
 ) -> tuple[Card, bool]:
     """Writes a prepared dataset, or continues one.
 
     Args:
         request: what to write.
         splits: the dataset, as `sources.read_splits` returns it.
-        on_written: called with the number of images of each shard that is complete.
-        on_verified: called with the number of images of each shard that was read back.
+        open_phase: shows the progress, such as the method `phase` of a display.
 
     Returns:
         The card, and whether it is new; False if the dataset was complete already.
@@ -95,20 +97,23 @@ def prepare(
         DataError: an image cannot be read and `config.data.on_error` is "stop", or a shard is damaged.
         StorageError: the disk is full, or has another fault.
     """
-    folder = local_path(request.folder, "--out")
+    folder = request.folder
     quality = request.quality if request.image_format == JPEG else None
     settings = describe_settings(request.spec, splits, request.image_format, quality, request.images_per_shard)
-    _check_folder(folder, settings)
+    _check_settings(folder, settings)
     if (folder / CARD).exists():
         return read_card(folder), False
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
     shards = {name: _name_shards(name, len(split), request.images_per_shard) for name, split in splits.items()}
+    tasks = _list_missing(request, splits, shards)
+    names = [(folder, name) for names in shards.values() for name in names]
+    images = sum(map(len, splits.values()))
     with _open_workers(request.spec.workers) as run_all:
-        for images in run_all(write_shard, _list_missing(request, splits, shards, on_written)):
-            on_written(images)
-        for images in run_all(verify_shard, [(folder, name) for names in shards.values() for name in names]):
-            on_verified(images)
+        with open_phase("preparing", sum(len(task.records) for task in tasks), "images") as phase:
+            _advance(phase, run_all(write_shard, tasks))
+        with open_phase("verifying", images, "images") as phase:
+            _advance(phase, run_all(verify_shard, names))
     # All shards are complete, so processes that were killed have left the temporary files.
     delete_stale_temporaries(folder, seconds=0)
     card = _make_card(folder, settings, request.spec, shards)
@@ -116,16 +121,33 @@ def prepare(
     return card, True
 
 
-def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises ConfigError if a folder holds anything but a dataset with these settings, complete or not."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
+def _advance(phase: Any, counts: Iterator[int]) -> None:
+    for count in counts:
+        if phase is not None:
+            phase.advance(count)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Returns the settings of a prepared dataset, which may be incomplete; {} if the folder is new or empty.
+
+    Raises:
+        ConfigError: it holds other files.
+    """
     try:
-        existing = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if not folder.exists() or not any(folder.iterdir()):
+            return {}
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ConfigError(
             f"--out={folder} is not empty and holds no prepared dataset: set --out to a new folder"
         ) from None
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a folder holds a dataset with other settings."""
+    existing = read_settings(folder)
+    if not existing:
+        return
     different = [key for key in settings if existing.get(key) != settings[key]]
     if different:
         raise ConfigError(
@@ -139,20 +161,13 @@ def _name_shards(split: str, images: int, images_per_shard: int) -> list[str]:
     return [f"{split}-{number:05d}-of-{count:05d}" for number in range(count)]
 
 
-def _list_missing(
-    request: Request,
-    splits: Mapping[str, Split],
-    shards: Mapping[str, list[str]],
-    on_written: Callable[[int], None],
-) -> list[ShardTask]:
-    """Returns the shards that are not complete; calls `on_written` for the others."""
+def _list_missing(request: Request, splits: Mapping[str, Split], shards: Mapping[str, list[str]]) -> list[ShardTask]:
+    """Returns the shards that are not complete."""
     tasks, step = [], request.images_per_shard
     for split, names in shards.items():
         for number, name in enumerate(names):
             records = splits[split][number * step : (number + 1) * step]
-            if index_path(request.folder, name).exists():
-                on_written(len(records))
-            else:
+            if not index_path(request.folder, name).exists():
                 tasks.append(ShardTask(request.folder, name, records, request.encoding, request.spec.on_error))
     return tasks
 

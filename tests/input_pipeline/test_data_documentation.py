@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from small_run import ROOT
+from small_run import ROOT, run_main
 from test_folder import CAPTIONS, make_coco, make_csv, make_images, write_file
 from written_shards import make_members, write_parquet, write_tar
 
@@ -82,6 +82,17 @@ def test_the_command_for_parquet_files_reads_the_layout_of_the_hub(tmp_path):
     assert open_documented(COMMANDS[4], tmp_path) == {"train": 2, "val": 1}
     without_patterns = re.sub(r"--config\.data\.shards\.\S+", "", COMMANDS[4])
     assert open_documented(without_patterns, tmp_path) == {"train": 2, "val": 1}
+
+
+def test_the_commands_for_prepared_images_write_and_read_a_folder(tmp_path):
+    pytest.importorskip("array_record", reason="array_record writes shards")
+    names = [f"{number}.jpg" for number in range(20)]
+    make_images(tmp_path / "images", names)
+    write_file(tmp_path / "captions.csv", "image,caption\n" + "".join(f"{name},text\n" for name in names))
+    prepare, train = COMMANDS[5:]
+    prepare = prepare.replace("=FOLDER", f"={tmp_path}").replace("=PREPARED", f"={tmp_path / 'prepared'}")
+    assert run_main(*shlex.split(prepare)[2:], "--config.data.workers=0") == 0
+    assert open_documented(train, tmp_path / "prepared") == {"train": 18, "val": 2}
 
 
 def test_all_recognised_columns_are_listed():

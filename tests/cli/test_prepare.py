@@ -1,0 +1,118 @@
+"""`prepare` writes a dataset on which a run has the losses of a run on the original, and continues after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_run import ROOT, get_config, run_main, write_images
+
+from caption_jax.specs import RunSpec
+from caption_jax.telemetry.metrics_file import read_metrics
+
+pytest.importorskip("array_record", reason="array_record reads and writes shards")
+
+CONFIG = ROOT / "tests" / "small_run.py"
+
+
+def list_flags(images: Path, folder: Path, *flags: str) -> list[str]:
+    return ["prepare", f"--config={CONFIG}", f"--config.data.root={images}", f"--out={folder}", *flags]
+
+
+def test_the_command_prints_what_it_wrote_and_leaves_a_complete_folder_as_it_is(small_images, tmp_path, capsys):
+    command = list_flags(small_images, tmp_path / "prepared")
+    for state in ("", " is prepared already"):
+        assert run_main(*command) == 0
+        output = capsys.readouterr().out
+        counts = r"8 train, 2 val, 2 test images of 32 x 32 pixels \(raw\), .* in 3 shards"
+        assert re.search(rf"^{tmp_path}/prepared{state}: {counts}$", output, flags=re.MULTILINE)
+        assert f"--config.data.source=prepared --config.data.root={tmp_path}/prepared\n" in output
+    assert sorted(os.listdir(tmp_path)) == ["prepared"]  # there is no workdir
+
+
+def test_skipped_images_are_counted(small_images, tmp_path, capsys):
+    write_images(tmp_path / "images")
+    (tmp_path / "images" / "images" / "03.png").write_bytes(b"\x89PNG\r\n\x1a\nx")
+    command = list_flags(tmp_path / "images", tmp_path / "prepared", "--image_format=jpeg", "--jpeg_quality=80")
+    assert run_main(*command, reports_errors=True) == 1
+    error = capsys.readouterr().err
+    assert "03.png: " in error and "skip such images with --config.data.on_error=skip" in error
+    assert run_main(*command, "--config.data.on_error=skip") == 0
+    output = capsys.readouterr().out
+    assert ": 7 train, 2 val, 2 test images of 32 x 32 pixels (jpeg), " in output
+    assert "\n1 images could not be read; card.json lists them\n" in output
+
+
+def train(workdir: Path, **data: str) -> list[tuple[int, str, float]]:
+    """Trains for two steps. Returns the step, the split and the value of each loss."""
+    from caption_jax.training.loop import train_and_evaluate
+
+    config = get_config().unlock()
+    config.data.update(data)
+    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
+    config.train.log_every = 1
+    train_and_evaluate(RunSpec.from_config(config), workdir)
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [(row.step, row.split, row.values["loss"]) for row in rows if "loss" in row.values]
+
+
+@pytest.mark.slow
+def test_a_run_on_prepared_images_has_the_losses_of_a_run_on_the_folder(small_images, tmp_path):
+    assert run_main(*list_flags(small_images, tmp_path / "prepared")) == 0
+    expected = train(tmp_path / "folder", root=str(small_images))
+    assert len(expected) == 3
+    assert train(tmp_path / "run", source="prepared", root=str(tmp_path / "prepared")) == expected
+
+
+def write_large_folder(folder: Path, images: int) -> Path:
+    """Writes a folder with one image many times."""
+    write_images(folder)
+    (original,) = (folder / "images").glob("00.png")
+    lines = ["image,caption,split\n"]
+    for number in range(images):
+        (folder / "images" / f"{number:03d}.png").hardlink_to(original)
+        lines.append(f"{number:03d}.png,caption {number},train\n")
+    (folder / "captions.csv").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_killed_command_leaves_no_processes_and_continues(tmp_path):
+    images, folder = write_large_folder(tmp_path / "images", 250), tmp_path / "prepared"
+    flags = list_flags(images, folder, "--config.data.image_size=1024", "--config.data.workers=2")
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, str(ROOT / "main.py"), *flags], cwd=tmp_path, start_new_session=True)
+
+    process = start()
+    while not list(folder.glob("train-*-of-00004.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    workers = find_children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers):
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.1)
+    complete = {path: path.stat().st_mtime_ns for path in folder.glob("train-*.json")}
+    assert not (folder / "card.json").exists() and len(complete) < 4
+    assert start().wait() == 0
+    assert {path: path.stat().st_mtime_ns for path in complete} == complete
+    assert not list(folder.glob(".*"))
+    assert json.loads((folder / "card.json").read_text())["splits"]["train"]["images"] == 250
+
+
+def find_children(process: int) -> list[int]:
+    """Returns the processes that a process has started."""
+    path = Path(f"/proc/{process}/task/{process}/children")
+    if not path.exists():
+        pytest.skip("needs /proc/PID/task/PID/children, which this kernel does not have")
+    return [int(child) for child in path.read_text().split()]
