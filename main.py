@@ -7,9 +7,11 @@
     python main.py --mode=tune --workdir=runs/shapes --split=val
     python main.py --mode=soup --workdir=runs/soup runs/seed0 runs/seed1
     python main.py --mode=caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
+    python main.py --mode=caption-many --workdir=runs/shapes --out=captions folder/ 'shards/*.tar'
     python main.py --mode=serve --workdir=runs/shapes --port=8000
     python main.py --mode=serve --workdir=runs/shapes --index=runs/shapes/index --image_folder=folder
     python main.py --mode=index --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
+    python main.py --mode=index-many --workdir=runs/shapes --out=vectors folder/ 'shards/*.tar'
     python main.py --mode=search --workdir=runs/shapes --query='a dog on the beach'
     python main.py --mode=neighbours --workdir=runs/shapes --split=train
     python main.py --mode=export --workdir=runs/shapes --to=folder
@@ -21,8 +23,9 @@
 Override config keys with flags such as `--config.data.batch_size=64`. All modes except `train` use the config stored
 in the workdir unless `--config` is set.
 
-`--mode=X` runs caption_jax/cli/X.py. The mode may also be the first argument, as in `python main.py caption ...`; the
-installed command `caption-jax` and `python -m caption_jax` take the same arguments (docs/command_line.md).
+`--mode=X` runs caption_jax/cli/X.py, with underscores for hyphens. The mode may also be the first argument, as in
+`python main.py caption ...`; the installed command `caption-jax` and `python -m caption_jax` take the same arguments
+(docs/command_line.md).
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ EXTRAS = {
     "keras-weights": ("h5py",),
     "heic": ("pillow_heif",),
     "parquet": ("pyarrow",),
+    "ray": ("ray", "pandas"),
     "hub": ("huggingface_hub",),
     "gcs": ("gcsfs",),
     "s3": ("s3fs",),

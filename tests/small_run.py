@@ -46,6 +46,7 @@ MAIN_FLAGS = (
         "quiet",
         "verbose",
         *SERVING_FLAGS,
+        *("workers", "batch_size", "vectors", "alternatives", "images_per_part"),
     ),
 )
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2

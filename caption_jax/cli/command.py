@@ -20,7 +20,7 @@ from caption_jax.cli import command_flags, help_pages, stored_config, workdir_fl
 from caption_jax.cli.command_line import CommandLine, parse_command_line
 from caption_jax.cli.exit_status import FAILURE, INTERRUPTED, STOPPED, SUCCESS, USAGE, call_with_status, print_error
 from caption_jax.cli.flag_errors import check_arguments, check_flag_names, explain_flag_error
-from caption_jax.cli.platform_setup import set_up_platform
+from caption_jax.cli.platform_setup import BULK_MODES, set_up_platform
 from caption_jax.cli.process_exit import call_and_exit, has_peers, is_main_process, joined_end
 from caption_jax.cli.subcommands import MODES, SUBCOMMANDS
 from caption_jax.config_files import load_config
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # Modes that are too short for huge pages to be worth a restart, and have no background writes at exit.
 _SHORT_MODES = ("caption", "search")
 _FAST_EXITS = (*_SHORT_MODES, "serve")  # a server may be stopped while a thread is compiling
+_RESUMABLE = ("train", *BULK_MODES)
 
 flags.disclaim_key_flags()
 
@@ -95,7 +96,7 @@ def _run_command_line(script: str, program: str, signals: SignalHandling) -> int
     if line.help:
         return call_with_status(functools.partial(_print_help, line, program), program)
     if line.subcommand in MODES:
-        if line.subcommand == "train":
+        if line.subcommand in _RESUMABLE:
             signals.status = STOPPED
         return _run_mode(line, script, f"{program} {line.subcommand}")
     module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
@@ -183,7 +184,7 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
                     with handled_signals() as signals:
                         signals.reinstall()
                 # The import is here because it imports JAX, which must not happen before the platform is set up.
-                module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
+                module = importlib.import_module(f"caption_jax.cli.{line.subcommand.replace('-', '_')}")
             if not command_flags.read_flags(line.argv).get("workdir"):
                 _announce_default(line.subcommand, options)
             return module.run(options, arguments)

@@ -82,6 +82,7 @@ def define(values: flags.FlagValues = flags.FLAGS, config: ConfigDict | None = N
     _define_for_prepare(values)
     _define_for_plan(values)
     _define_for_serve(values)
+    _define_for_bulk(values)
 
 
 def _define_for_splits(values: flags.FlagValues) -> None:
@@ -176,6 +177,18 @@ def _define_for_serve(values: flags.FlagValues) -> None:
     }
     for name, (default, description) in counts.items():
         flags.DEFINE_integer(name, default, description, lower_bound=1, flag_values=values)
+
+
+def _define_for_bulk(values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean("vectors", False, "Also store the vector of each image, for an index.", values)
+    counts = {
+        "workers": (0, 0, "Number of workers; 0 for one per GPU, TPU host or, without either, per machine."),
+        "alternatives": (0, 0, "Number of captions to store besides the best, of the other beams or samples."),
+        "batch_size": (16, 1, "Maximum number of images per batch."),
+        "images_per_part": (1000, 1, "Number of image files per Parquet file; a shard is always one file."),
+    }
+    for name, (default, smallest, description) in counts.items():
+        flags.DEFINE_integer(name, default, description, lower_bound=smallest, flag_values=values)
 
 
 def read_flags(argv: Sequence[str]) -> dict[str, str]:

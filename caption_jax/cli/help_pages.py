@@ -28,7 +28,7 @@ examples:
 
 def format_overview(program: str) -> str:
     """Returns the list of subcommands, for `PROGRAM --help`."""
-    lines = [f"  {subcommand.name:<11} {subcommand.summary}" for subcommand in SUBCOMMANDS.values()]
+    lines = [f"  {subcommand.name:<12} {subcommand.summary}" for subcommand in SUBCOMMANDS.values()]
     return _PAGE.format(program=program, subcommands="\n".join(lines))
 
 

@@ -8,13 +8,14 @@ from caption_jax.runtime.libraries import Verbosity, set_up_log
 from caption_jax.runtime.process import set_up_process
 
 DISTRIBUTED_MODES = ("train", "evaluate", "tune", "soup", "caption", "index", "search", "neighbours")
+BULK_MODES = ("caption-many", "index-many")  # whose workers use the devices, while this process must not
 
 
 def set_up_platform(options: flags.FlagValues) -> None:
     """Sets XLA flags, the compilation cache and the log, and connects the processes of a run on several hosts."""
     set_up_process()
     set_up_log(choose_verbosity(options))
-    if options.mode == "prepare":  # which uses no devices
+    if options.mode in ("prepare", *BULK_MODES):  # this process uses no devices
         return
     import jax
 

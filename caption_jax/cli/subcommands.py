@@ -36,6 +36,14 @@ SERVING_FLAGS = (
     *("image_folder", "host", "port", "batch_sizes", "beams", "max_wait_ms"),
     *("request_timeout", "token_file", "max_queue", "max_images", "max_request_mb"),
 )
+_BULK_INDEX = ("images_per_part", "checkpoint", "config")
+_BULK = ("weights", *_BULK_INDEX)
+_BULK_NOTES = (
+    "IMAGES are image files, tar, Parquet, Arrow or ArrayRecord shards, patterns, folders or prefixes of buckets. "
+    "Writes a Parquet file per shard; the same command continues after an interruption. Uses the Ray cluster in "
+    "RAY_ADDRESS, or starts Ray on this machine. Requires the `ray` extra."
+)
+_BULK_OUT = "Folder or bucket for the Parquet files: a new one, or one to continue."
 _SPLIT_CONTEXT = "`retrieved` for captions of similar images (the default), `none`, or `shuffled`."
 
 _FLAG_SUBCOMMANDS = (
@@ -114,6 +122,19 @@ _FLAG_SUBCOMMANDS = (
         },
     ),
     Subcommand(
+        "caption-many",
+        "caption collections of images with Ray",
+        "[--workdir=FOLDER] --out=FOLDER IMAGES...",
+        ("workdir", "out", "workers", "batch_size", "vectors", "alternatives", *_BULK),
+        (
+            "caption-many --workdir=runs/folder --out=captions photographs/",
+            "caption-many --workdir=runs/folder --out=captions 'shards/{000..039}.tar' --workers=2",
+        ),
+        takes_arguments=True,
+        notes=_BULK_NOTES,
+        descriptions={"out": _BULK_OUT},
+    ),
+    Subcommand(
         "serve",
         "caption images and search an index over HTTP",
         "[--workdir=FOLDER]",
@@ -137,8 +158,18 @@ _FLAG_SUBCOMMANDS = (
             "index --workdir=runs/search --split=train --captions=none",
         ),
         takes_arguments=True,
-        notes="Indexes files, patterns and folders, or, with --split, the images of a split. Images that are already "
-        "in the index are read again only if their file has changed.",
+        notes="Indexes files, patterns and folders, a folder that caption-many has written with --vectors, or, with "
+        "--split, the images of a split. Images in the index are read again only if their file has changed.",
+    ),
+    Subcommand(
+        "index-many",
+        "add collections of images to a search index with Ray",
+        "--workdir=FOLDER --out=FOLDER IMAGES...",
+        ("workdir", "index", "out", "workers", "batch_size", "captions", *_BULK_INDEX),
+        ("index-many --workdir=runs/search --out=vectors 'shards/*.tar' --captions=none",),
+        takes_arguments=True,
+        notes=_BULK_NOTES,
+        descriptions={"out": _BULK_OUT},
     ),
     Subcommand(
         "search",

@@ -17,7 +17,7 @@ from input_pipeline.files import is_on_bucket
 _RUNS = "runs"
 _WITH_DEFAULT = ("train", "plan")
 WITHOUT_WORKDIR = ("prepare",)
-WITH_DEMO = ("caption", "serve")  # which use the demo model if `--workdir` is missing
+WITH_DEMO = ("caption", "caption-many", "serve")  # which use the demo model if `--workdir` is missing
 _WRITING = ("train", "evaluate", "tune", "soup", "plan")  # the others write to the folder of the index, or nothing
 
 

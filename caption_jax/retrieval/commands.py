@@ -118,7 +118,7 @@ def index_images(
             display=display,
             on_error=lambda error: print(f"error: {escape_message(error)}", file=sys.stderr, flush=True),
         )
-        _print_changes(index, changes, missing)
+        print_changes(index.folder, len(index), changes, missing)
     return share_status(1 if changes.failures else 0)
 
 
@@ -234,9 +234,17 @@ def _load(workdir: str, checkpoint: str, spec: RunSpec) -> tuple[Captioner, RunD
     return captioner, description, ModelIdentity(weights.step, fingerprint(weights.variables))
 
 
-def _print_changes(index: ImageIndex, changes: Changes, missing: str) -> None:
+def print_changes(folder: Path, size: int, changes: Changes, missing: str = "keep") -> None:
+    """Prints the summary of an update.
+
+    Args:
+        folder: folder of the index.
+        size: number of images of the index.
+        changes: what the update has changed.
+        missing: what it has done with images whose files are gone.
+    """
     counts = f"{changes.added:,} added, {changes.updated:,} updated, {changes.unchanged:,} unchanged"
-    print(f"{escape(index.folder)}: {_format_images(len(index))} ({counts})")
+    print(f"{escape(folder)}: {_format_images(size)} ({counts})")
     if changes.missing:
         action = "dropped" if missing == "drop" else "kept; --missing=drop removes them"
         first = ", ".join(map(escape, changes.missing[:3])) + (", ..." if len(changes.missing) > 3 else "")
