@@ -46,7 +46,7 @@ MAIN_FLAGS = (
         "quiet",
         "verbose",
         *SERVING_FLAGS,
-        *("workers", "batch_size", "vectors", "alternatives", "images_per_part"),
+        *("workers", "images_per_batch", "vectors", "alternatives", "images_per_part"),
     ),
 )
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2

@@ -7,14 +7,17 @@ import dataclasses
 import logging
 import os
 import pickle
+import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from caption_jax.bulk.bulk_job import Job
 from caption_jax.bulk.work_units import Unit
 from caption_jax.errors import ConfigError, UserError, describe_error
+from caption_jax.runtime.libraries import without_messages
 from caption_jax.runtime.process import set_up_process
 from caption_jax.runtime.signals import handled_signals
 from input_pipeline.extras import optional_packages
@@ -27,6 +30,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it, Ray warns
 }
 _LOG_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+_LOG_LEVEL_MESSAGE = re.compile(rb"\[[^\n]*Set ray log level from environment variable[^\n]*\n")
 
 
 class WorkerError(UserError, RuntimeError):
@@ -132,7 +136,8 @@ def running_ray(workers: int, *, verbose: bool = False) -> Iterator[None]:
         options |= {"object_store_memory": _OBJECT_STORE_BYTES}
     try:
         try:
-            ray.init(address=address or "local", **options)
+            with without_messages(_LOG_LEVEL_MESSAGE):
+                ray.init(address=address or "local", **options)
         except (ConnectionError, TimeoutError, ValueError) as error:
             if not address:
                 raise
@@ -199,14 +204,17 @@ def caption_units(units: Mapping[int, Unit], job: Job, workers: int, *, verbose:
         ray.data.DataContext.get_current().enable_progress_bars = False
     resources = choose_resources([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
     rows = [{"number": number, "unit": pickle.dumps(unit)} for number, unit in units.items()]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        UnitWorker,
-        fn_constructor_args=(job, 0 if resources.accelerators else resources.cpus),
-        compute=ray.data.ActorPoolStrategy(size=resources.workers, max_tasks_in_flight_per_actor=2),
-        num_cpus=resources.cpus,
-        max_task_retries=_TASK_RETRIES,
-        **resources.accelerators,
-    )
+    with warnings.catch_warnings():
+        # Ray will remove options of actors such as the number of retries; pyproject.toml excludes those releases.
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            UnitWorker,
+            fn_constructor_args=(job, 0 if resources.accelerators else resources.cpus),
+            compute=ray.data.ActorPoolStrategy(size=resources.workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=resources.cpus,
+            max_task_retries=_TASK_RETRIES,
+            **resources.accelerators,
+        )
     try:
         for row in dataset.iter_rows():
             if row["failure"]:

@@ -231,7 +231,8 @@ def _parse_example(record: bytes, number: int) -> _Item:
         return str(number), None, "the record is neither an image nor a tf.train.Example"
 
     def read(names: Iterable[str]) -> list[Any]:
-        values = ([*features[name].bytes_list.value, *features[name].int64_list.value] for name in names)
+        present = (features[name] for name in names if name in features)
+        values = ([*feature.bytes_list.value, *feature.int64_list.value] for feature in present)
         return next(filter(None, values), [])
 
     images, ids = read((*IMAGE_COLUMNS, "image/encoded")), read(ID_COLUMNS)

@@ -54,7 +54,7 @@ def job_from_flags(
         captions=captions,
         vectors=vectors,
         alternatives=alternatives,
-        batch_size=options.batch_size,
+        batch_size=options.images_per_batch,
         images_per_part=options.images_per_part,
     )
 

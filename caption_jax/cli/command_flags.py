@@ -184,7 +184,7 @@ def _define_for_bulk(values: flags.FlagValues) -> None:
     counts = {
         "workers": (0, 0, "Number of workers; 0 for one per GPU, TPU host or, without either, per machine."),
         "alternatives": (0, 0, "Number of captions to store besides the best, of the other beams or samples."),
-        "batch_size": (16, 1, "Maximum number of images per batch."),
+        "images_per_batch": (16, 1, "Maximum number of images per batch."),
         "images_per_part": (1000, 1, "Number of image files per Parquet file; a shard is always one file."),
     }
     for name, (default, smallest, description) in counts.items():

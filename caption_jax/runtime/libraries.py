@@ -118,11 +118,19 @@ _NO_CUDA_DRIVER = re.compile(
 )
 
 
+def without_cuda_driver_messages() -> contextlib.AbstractContextManager[None]:
+    """Drops the messages of libraries that there is no CUDA driver; see `without_messages`."""
+    return without_messages(_NO_CUDA_DRIVER)
+
+
 @contextlib.contextmanager
-def without_cuda_driver_messages() -> Iterator[None]:
-    """Drops the messages of libraries that there is no CUDA driver, for code that does not need one.
+def without_messages(pattern: re.Pattern[bytes]) -> Iterator[None]:
+    """Drops output of extension modules to stderr, for code in which it has no meaning.
 
     Other output of the `with` block to stderr appears at its end. With the verbosity "verbose", nothing is dropped.
+
+    Args:
+        pattern: the lines to drop, with their line breaks.
     """
     if logging.get_absl_logger().isEnabledFor(standard_logging.DEBUG):
         yield
@@ -138,4 +146,4 @@ def without_cuda_driver_messages() -> Iterator[None]:
             os.dup2(stderr, _STDERR)
             os.close(stderr)
             file.seek(0)
-            os.write(_STDERR, _NO_CUDA_DRIVER.sub(b"", file.read()))
+            os.write(_STDERR, pattern.sub(b"", file.read()))

@@ -48,7 +48,7 @@ def test_helpfull_of_both_commands_lists_each_flag_once(installed_command, capsy
 def test_each_subcommand_has_a_module_and_each_mode_an_example():
     usage = ast.get_docstring(ast.parse((ROOT / "main.py").read_text()))
     for name in SUBCOMMANDS:
-        assert (ROOT / "caption_jax" / "cli" / f"{name}.py").is_file()
+        assert (ROOT / "caption_jax" / "cli" / f"{name.replace('-', '_')}.py").is_file()
     for mode in MODES:
         assert f"--mode={mode} " in usage or mode == "train"  # the default mode
 
