@@ -56,8 +56,8 @@ def wait_for_parts(folder: Path, count: int, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def find_children(process: int, name: str) -> list[int]:
-    """Returns the descendants of a process whose command line contains a name."""
+def find_children(process: int, prefix: str = "") -> list[int]:
+    """Returns the descendants of a process whose command line starts with a text."""
     parents, names = {}, {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -73,7 +73,9 @@ def find_children(process: int, name: str) -> list[int]:
             number = parents[number]
         return number == process
 
-    return [number for number in parents if name in names[number] and is_descendant(number)]
+    return [
+        number for number in parents if number != process and names[number].startswith(prefix) and is_descendant(number)
+    ]
 
 
 def read_captions(folder: Path) -> dict[tuple[str, str], str | None]:
@@ -102,7 +104,7 @@ def test_killed_workers_and_drivers_change_nothing(small_workdir, shards, tmp_pa
     command = ["caption-many", f"--workdir={small_workdir}", f"--out={out}", "--workers=2", shards]
     with started(*command) as driver:
         wait_for_parts(out, 1, driver)
-        workers = find_children(driver.pid, "ray::")
+        workers = find_children(driver.pid, "ray::Map")
         if workers:  # none is left if all files have been written meanwhile
             os.kill(workers[0], signal.SIGKILL)
         wait_for_parts(out, 2, driver)
@@ -122,7 +124,7 @@ def test_a_stopped_run_leaves_no_processes_and_says_how_to_go_on(small_workdir, 
     out = tmp_path / "out"
     with started("caption-many", f"--workdir={small_workdir}", f"--out={out}", "--workers=1", shards) as driver:
         wait_for_parts(out, 1, driver)
-        children = find_children(driver.pid, "ray")
+        children = find_children(driver.pid)
         driver.send_signal(signal.SIGTERM)
         output, _ = driver.communicate(timeout=SECONDS)
     assert driver.returncode in (75, 143), output  # 143 if Ray does not end in time
