@@ -2,9 +2,9 @@
 
     python -m benchmarks.bulk [--shards=40] [--images=50] [--workdir=demo]
 
-Both sides caption the same tar files of JPEGs of 640 x 480 pixels and write the same Parquet files, with the same number
-of threads per process. The plain processes divide the files in advance. Each process first captions a file that is not
-timed, which loads or compiles its program.
+Both sides caption the same tar files of JPEGs of 640 x 480 pixels and write the same Parquet files, with the same
+number of threads per process. The plain processes divide the files in advance. Each process first captions a file that
+is not timed, which loads or compiles its program.
 
 Requires the `ray` extra. The last line is JSON; `ratio` is above 1 if the workers are faster.
 """
@@ -31,13 +31,13 @@ from caption_jax.bulk.bulk_job import Job
 from caption_jax.bulk.ray_pool import UnitWorker, caption_units, running_ray
 from caption_jax.bulk.work_units import Unit, find_units
 from caption_jax.named_models import locate_model
-from caption_jax.runs.workdir import read_spec
+from caption_jax.runs.loading import read_model
 
 WORKERS = 2
 
 
 def write_shards(folder: Path, shards: int, images: int) -> list[Unit]:
-    """Writes tar files of different photographs-like JPEGs, and returns them as units."""
+    """Writes tar files of different JPEGs, and returns them as units."""
     rng = np.random.default_rng(0)
     for shard in range(shards):
         with tarfile.open(folder / f"{shard:03d}.tar", "w") as archive:
@@ -98,7 +98,7 @@ def main() -> None:
     use_cpu()
     conditions = Conditions()
     workdir = os.path.abspath(locate_model(options.workdir))
-    spec = read_spec(workdir)
+    spec = read_model(workdir).description.spec
     cpus = max(len(os.sched_getaffinity(0)) // WORKERS, 1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
