@@ -119,6 +119,7 @@ def _capture_error(call: Callable[[], object]) -> str:
 
 def _make_calls() -> dict[str, Callable[[], object]]:
     """Returns calls that require an optional package. Each key starts with the name of the package."""
+    from caption_jax.bulk.bulk_run import run_job
     from caption_jax.evaluation.final_evaluation import evaluate_split
     from caption_jax.evaluation.tuning import tune_split
     from caption_jax.export.onnx_folder import require_converter
@@ -136,6 +137,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
     from input_pipeline.extras import EXTRAS
     from input_pipeline.files import absolute_path
     from input_pipeline.images import decode_image
+    from input_pipeline.prepared.shards import read_record
     from input_pipeline.sources import open_splits
     from input_pipeline.tokenizer import Tokenizer
 
@@ -159,6 +161,8 @@ def _make_calls() -> dict[str, Callable[[], object]]:
         "tensorflow_datasets": lambda: open_splits(DataSpec(source="tfds", tfds_name="coco_captions")),
         "pyarrow": lambda: open_splits(DataSpec(source="parquet")),
         "tensorflow_datasets for shapes": lambda: open_splits(DataSpec(source="shapes")),
+        "array_record": lambda: read_record("none", 0),
+        **dict.fromkeys(EXTRAS["ray"], lambda: run_job(None, (), 1)),
         "jinja2": lambda: importlib.import_module("caption_jax.evaluation.report.html.page"),
         "matplotlib": lambda: importlib.import_module("caption_jax.evaluation.report.plots"),
         "h5py": open_keras_weights,

@@ -47,7 +47,7 @@ def run_job(
         MissingPackageError: the `ray` extra is not installed.
         WorkerError: the workers cannot go on; the same command continues.
     """
-    require("bulk captioning", "ray", "pyarrow", "pandas")
+    require("bulk captioning", "ray", "pandas")
     with display.phase("reading the model"):
         model = identify_model(job.workdir, job.checkpoint, embeds=job.vectors)
     with locked_folder(job.folder, Manifest.create(model, job.list_settings(), units)):

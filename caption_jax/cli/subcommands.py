@@ -215,7 +215,7 @@ _FLAG_SUBCOMMANDS = (
         ("config", "out", "image_format", "jpeg_quality"),
         (
             "prepare --config=folder --config.data.root=photographs --out=prepared",
-            "prepare --config=coco --config.data.root=COCO --config.data.workers=16 --out=prepared",
+            "prepare --config=coco --config.data.root=COCO --out=prepared",
         ),
         notes="Writes all splits, with images of config.data.image_size pixels, in config.data.workers processes. The "
         "same command continues an interrupted preparation. `train` reads the shards with "
