@@ -19,6 +19,7 @@
     python main.py --mode=export --workdir=runs/shapes --to=stablehlo
     python main.py --mode=prepare --config=configs/coco.py --config.data.root=COCO --out=prepared
     python main.py --mode=plan --config=configs/coco.py --workdir=runs/coco --topology=v5e:16x16
+    python main.py --mode=plan --config=configs/coco.py --workdir=runs/coco --topology=v5e:4x4 --pairs=3000000
 
 Override config keys with flags such as `--config.data.batch_size=64`. All modes except `train` use the config stored
 in the workdir unless `--config` is set.

@@ -154,9 +154,20 @@ def _define_for_plan(values: flags.FlagValues) -> None:
         "images_per_chip": (0, "Batch size per chip; 0 for that of the config."),
         "vocabulary": (0, "Vocabulary size; 0 for that of the workdir or the tokenizer."),
         "compilations": (3, "Maximum compilations to find the largest batch size; 0 to disable."),
+        "pairs": (0, "Image-caption pairs of an epoch, which is then estimated."),
+        "host_cores": (0, "Cores of all hosts together; 0 for as many as the chips need."),
     }
     for name, (default, description) in counts.items():
         flags.DEFINE_integer(name, default, description, lower_bound=0, flag_values=values)
+    figures = {
+        "step_seconds": (0.0, 0.0, "Measured time of a training step; 0 to estimate it."),
+        "host_images_per_second": (500.0, 1e-3, "Images that a core decodes per second."),
+        "link_bandwidth": (0.0, 0.0, "Bytes that a chip sends per second; 0 for the published value."),
+        "checkpoint_bandwidth": (1e8, 1.0, "Bytes written per second."),
+        "price_per_chip_hour": (0.0, 0.0, "Price of a chip per hour."),
+    }
+    for name, (default, lowest, description) in figures.items():
+        flags.DEFINE_float(name, default, description, lower_bound=lowest, flag_values=values)
 
 
 def _define_for_serve(values: flags.FlagValues) -> None:

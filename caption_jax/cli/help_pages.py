@@ -75,7 +75,7 @@ def _format_value(flag: flags.Flag) -> str:
     choices = getattr(flag.parser, "enum_values", None)
     if choices:
         return "MODE" if flag.name == "mode" else "|".join(choices)
-    if flag.flag_type() == "int":
+    if flag.flag_type() in ("int", "float"):
         return "N"
     return _VALUES.get(flag.name, flag.name.upper())
 

@@ -32,6 +32,10 @@ class Subcommand:
 
 
 _PROCESSES = ("distributed", "heartbeat")
+EPOCH_FLAGS = (  # of `plan`, and attributes of `EpochRequest`
+    *("pairs", "step_seconds", "host_images_per_second", "host_cores", "link_bandwidth"),
+    *("checkpoint_bandwidth", "price_per_chip_hour"),
+)
 SERVING_FLAGS = (
     *("image_folder", "host", "port", "batch_sizes", "beams", "max_wait_ms"),
     *("request_timeout", "token_file", "max_queue", "max_images", "max_request_mb"),
@@ -229,13 +233,17 @@ _FLAG_SUBCOMMANDS = (
         "plan",
         "estimate memory and speed on devices that need not be available",
         "--config=NAME --topology=DEVICES [--workdir=FOLDER]",
-        ("topology", "config", "workdir", "programs", "phase", "images_per_chip", "vocabulary", "compilations"),
+        (
+            *("topology", "config", "workdir", "programs", "phase", "images_per_chip", "vocabulary", "compilations"),
+            *EPOCH_FLAGS,
+        ),
         (
             "plan --config=coco --topology=v5e:16x16 --images_per_chip=256",
+            "plan --config=coco --topology=v5e:4x4 --pairs=3000000 --host_cores=448",
             "plan --workdir=runs/folder --topology=cpu:8",
         ),
-        notes="Compiles the programs of a config, and prints their memory, FLOPs and communication. The default "
-        "workdir is runs/NAME.",
+        notes="Compiles the programs of a config, and prints their memory, FLOPs and communication; with --pairs, also "
+        "the time and cost of an epoch. The default workdir is runs/NAME.",
     ),
 )
 

@@ -21,6 +21,7 @@ from caption_jax.planning.assumed_packing import describe_packing
 from caption_jax.planning.batch_search import Trial, find_largest_batch, fits
 from caption_jax.planning.constant_shapes import describe_assumptions, get_constant_shapes
 from caption_jax.planning.cost import Cost, OutOfMemoryError, compute_roofline, measure_cost
+from caption_jax.planning.epoch import EpochRequest, estimate_epoch, make_training_step
 from caption_jax.planning.program_summary import summarise_program
 from caption_jax.planning.programs import PlannedProgram, count_generated_tokens, make_planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
@@ -45,6 +46,7 @@ class Request:
         images: images per chip, or 0 for the batch size in the config.
         vocabulary: vocabulary size of the decoder, or 0 for the stored or assumed size.
         compilations: maximum number of compilations in the search for the largest training batch.
+        epoch: what to assume for the time of an epoch.
     """
 
     topology: str
@@ -53,6 +55,7 @@ class Request:
     images: int = 0
     vocabulary: int = 0
     compilations: int = 0
+    epoch: EpochRequest = dataclasses.field(default_factory=EpochRequest)
 
 
 def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display = SILENT) -> dict[str, Any]:
@@ -71,6 +74,7 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display 
     if unknown:
         raise ConfigError(f"unknown program {', '.join(unknown)}; choose from {', '.join(PROGRAMS)}")
     topology = parse_topology(request.topology)
+    request.epoch.check("train" in request.programs, topology.chip)
     with display.phase("preparing the programs"):
         program, frozen, result = _prepare(spec, workdir, request, topology)
         planned = make_planned_programs(program, frozen)
@@ -86,6 +90,9 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display 
         compiler = _Compiler(program, topology.compiler_options, display, phase)
         for name, per_chip in images.items():
             result["programs"][name] = _measure_program(planned[name], per_chip, compiler, topology)
+            _write(workdir, result)
+        if request.epoch.pairs:
+            result["epoch"] = _estimate_epoch(program, spec, result, topology, request.epoch)
             _write(workdir, result)
         if searches:
             train = result["programs"]["train"]
@@ -235,6 +242,32 @@ def _measure_program(planned: PlannedProgram, images: int, compiler: _Compiler, 
             "seconds": roofline.seconds,
         }
     return result
+
+
+def _estimate_epoch(
+    program: Program, spec: RunSpec, result: Mapping[str, Any], topology: Topology, request: EpochRequest
+) -> dict[str, Any]:
+    """Estimates an epoch from the costs of the training step.
+
+    Args:
+        program: the program of the run.
+        spec: the config of the run, before values were fitted to assumed data.
+        result: the plan so far.
+        topology: the planned devices.
+        request: what to assume.
+
+    Raises:
+        ConfigError: the step does not fit in the memory of a chip.
+    """
+    train = result["programs"]["train"]
+    if "error" in train:
+        raise ConfigError("the training step does not fit, so --pairs has no estimate: try a lower --images_per_chip")
+    state = program.abstract_state
+    checkpoint_bytes = sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.weights(), state.resume_only()))
+    )
+    step = make_training_step(train, program.mesh.shape, topology.chip)
+    return estimate_epoch(step, spec, checkpoint_bytes, request)
 
 
 def _search_batch_size(

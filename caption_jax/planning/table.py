@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from caption_jax.planning.epoch_table import print_epoch
+
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -22,24 +24,30 @@ def print_plan(result: dict[str, Any]) -> None:
     print(f"  phase {current} (the phases of the run start at {starts})")
     print(f"  parameters: {_short(parameters['all'])}, {_short(parameters['trained'])} of them trained")
     for name, program in result["programs"].items():
-        print(f"\n{name}: {program['images_per_chip']} images per chip")
-        if "error" in program:
-            print(f"  does not fit: {program['error']}")
-            continue
-        for label, value in _format_program(program):
-            print(f"  {label:<28} {value}")
-        for group in program["collectives"]:
-            print(f"  {_describe_collectives(group)}")
-        if program["gathered_may_include_weights"] and any(group["gathered"] for group in program["collectives"]):
-            print("  (includes weights with as many rows as the global batch; try another --images_per_chip)")
-        if not program["collectives"]:
-            print("  no collectives")
+        _print_program(name, program)
+    if "epoch" in result:
+        print_epoch(result["epoch"])
     if "largest_batch" in result:
         trials = "; ".join(
             f"{trial['images']}: {'does not fit' if trial['memory'] is None else _short(trial['memory']) + 'B'}"
             for trial in result["largest_batch"]["tried"]
         )
         print(f"\nlargest batch that fits: {result['largest_batch']['images_per_chip']} images per chip ({trials})")
+
+
+def _print_program(name: str, program: dict[str, Any]) -> None:
+    print(f"\n{name}: {program['images_per_chip']} images per chip")
+    if "error" in program:
+        print(f"  does not fit: {program['error']}")
+        return
+    for label, value in _format_program(program):
+        print(f"  {label:<28} {value}")
+    for group in program["collectives"]:
+        print(f"  {_describe_collectives(group)}")
+    if program["gathered_may_include_weights"] and any(group["gathered"] for group in program["collectives"]):
+        print("  (includes weights with as many rows as the global batch; try another --images_per_chip)")
+    if not program["collectives"]:
+        print("  no collectives")
 
 
 def _describe_collectives(group: dict[str, Any]) -> str:

@@ -205,6 +205,7 @@ INPUTS = [
     (FOLDER + " --config.data.root={empty}", 1, "no caption file in {empty}; expected one of captions.csv"),
     ("plan --config=shapes --workdir={empty}/run", 2, "plan requires --topology"),
     ("plan --config=shapes --workdir={empty}/run --topology=v9:4x4", 1, "--topology='v9:4x4': unknown chip 'v9'"),
+    ("plan --config=shapes --workdir={empty}/run --topology=cpu:1 --pairs=9", 1, "needs a measured --step_seconds"),
     ("plan --config=shapes --workdir={empty}/run --topology=v5e:4", 1, "expected a 2-dimensional slice after 'v5e:'"),
     ("prepare --out={empty}/new", 2, "prepare requires --config=NAME, which selects the data"),
     ("prepare --config=shapes", 2, "prepare requires --out=FOLDER, the folder for the shards"),
