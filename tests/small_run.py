@@ -20,7 +20,7 @@ from PIL import Image
 
 from caption_jax import errors as user_errors
 from caption_jax.cli import platform_setup
-from caption_jax.cli.subcommands import SERVING_FLAGS
+from caption_jax.cli.subcommands import EPOCH_FLAGS, SERVING_FLAGS
 from caption_jax.config import default_config
 from caption_jax.metrics import java_metrics
 
@@ -45,6 +45,7 @@ MAIN_FLAGS = (
         "heartbeat",
         "quiet",
         "verbose",
+        *EPOCH_FLAGS,
         *SERVING_FLAGS,
         *("workers", "images_per_batch", "vectors", "alternatives", "images_per_part"),
     ),

@@ -1,4 +1,4 @@
-"""The files in launch/ restart what a restart can complete, and nothing else. Stubs replace the commands of clusters."""
+"""The files in launch/ restart what a restart can complete and nothing else. Stubs replace commands of clusters."""
 
 from __future__ import annotations
 
