@@ -163,7 +163,7 @@ def _define_for_plan(values: flags.FlagValues) -> None:
         "step_seconds": (0.0, 0.0, "Measured time of a training step; 0 to estimate it."),
         "host_images_per_second": (500.0, 1e-3, "Images that a core decodes per second."),
         "link_bandwidth": (0.0, 0.0, "Bytes that a chip sends per second; 0 for the published value."),
-        "checkpoint_bandwidth": (1e8, 1.0, "Bytes written per second."),
+        "checkpoint_bandwidth": (25e6, 1.0, "Bytes written per second."),
         "price_per_chip_hour": (0.0, 0.0, "Price of a chip per hour."),
     }
     for name, (default, lowest, description) in figures.items():

@@ -14,7 +14,7 @@ from caption_jax.specs import RunSpec
 
 ROOFLINE_FRACTION = 0.47  # of the training step of configs/coco.py on an H200 (docs/results/h200.md)
 IMAGES_PER_CORE_SECOND = 500.0  # JPEGs of 640 x 480 on an AMD EPYC (docs/performance_on_cpus.md)
-CHECKPOINT_BANDWIDTH = 100e6  # bytes per second, to a local disk (docs/distributed.md)
+CHECKPOINT_BANDWIDTH = 25e6  # bytes per second, measured on the disk of a busy machine (docs/distributed.md)
 _COPY_BANDWIDTH = 1.18e9  # bytes per second from a chip to its host, of an H200 (docs/results/h200.md)
 
 

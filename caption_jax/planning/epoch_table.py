@@ -23,7 +23,8 @@ def _format_epoch(epoch: Mapping[str, Any]) -> list[tuple[str, str]]:
     basis = epoch["basis"]
     seconds = {"chips": epoch["chip_seconds"], "links": epoch["link_seconds"], "input": epoch["input_seconds"]}
     steps = f"{epoch['steps']:,} steps of {epoch['images_per_step']:,} images in {epoch['step_seconds'] * 1e3:.4g} ms"
-    rows = [("time", f"{epoch['hours']:.3g} h: {steps}, and {epoch['stall_seconds']:.3g} s of checkpoints")]
+    hours, stall = f"{epoch['hours']:.3g} h ({epoch['hours'] * 3600:,.0f} s)", f"{epoch['stall_seconds']:.3g} s"
+    rows = [("time", f"{hours}: {steps}, and {stall} of checkpoints")]
     for part in _PARTS:
         rows.append((f"  {part}", f"{_format_seconds(seconds[part])} per step ({basis[part]})"))
     rows.append(("  not included", "start, compilation and evaluations"))

@@ -21,7 +21,10 @@ from caption_jax.specs import RunSpec
 pytestmark = pytest.mark.long
 
 IMAGES, EVERY = 8, 20  # images per step, steps between checkpoints
-FIRST, LAST = 10, 190  # steps; a checkpoint is written in the middle of each interval of EVERY steps
+FIRST, LAST = (
+    30,
+    190,
+)  # steps, after the encoder is unfrozen; a checkpoint is written in the middle of each interval of EVERY steps
 TOLERANCE = 0.25
 
 

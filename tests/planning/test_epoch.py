@@ -104,7 +104,7 @@ def test_the_table_names_the_basis_of_each_figure(capsys):
     for basis in ("0.47 of the roofline", "half of the published bandwidth", "--host_cores=8, 500 images/s each"):
         assert basis in output
     assert "320,000 pairs: 160,000 images with 2 captions" in output and "1.5 per chip and hour" in output
-    assert "1 of 590 MB (one per epoch; written at 100 MB/s)" in output
+    assert "1 of 590 MB (one per epoch; written at 25 MB/s)" in output
     assert "0.5 s, during which training waits" in output
 
 
