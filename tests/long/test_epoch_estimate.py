@@ -21,10 +21,8 @@ from caption_jax.specs import RunSpec
 pytestmark = pytest.mark.long
 
 IMAGES, EVERY = 8, 20  # images per step, steps between checkpoints
-FIRST, LAST = (
-    30,
-    190,
-)  # steps, after the encoder is unfrozen; a checkpoint is written in the middle of each interval of EVERY steps
+# Steps, after the encoder is unfrozen. A checkpoint is written in the middle of each interval of EVERY steps.
+FIRST, LAST = 30, 190
 TOLERANCE = 0.25
 
 
