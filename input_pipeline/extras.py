@@ -41,7 +41,7 @@ EXTRAS = {
 TRAINING = ("grain", "clu", "tensorboard", "tensorflow", "matplotlib", "jinja2")
 
 _EXTRA_BY_MODULE = {module: extra for extra, modules in EXTRAS.items() for module in modules}
-_BUCKET_CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}  # fsspec's clients by URL scheme
+BUCKET_CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}  # fsspec's clients by URL scheme
 _OTHER_SCHEMES = ("az", "hf")  # etils accesses them if the user has installed fsspec's client
 
 
@@ -107,14 +107,14 @@ def select_bucket_backend(path: str | os.PathLike[str]) -> None:
     """
     path = os.fspath(path)
     scheme, separator, _ = path.partition("://")
-    if separator and scheme not in (*_BUCKET_CLIENTS, *_OTHER_SCHEMES):
+    if separator and scheme not in (*BUCKET_CLIENTS, *_OTHER_SCHEMES):
         raise ConfigError(f"{path}: there is no client for {scheme}://; use a local path, gs:// or s3://")
-    if not separator or scheme not in _BUCKET_CLIENTS:
+    if not separator or scheme not in BUCKET_CLIENTS:
         return
-    if is_installed(_BUCKET_CLIENTS[scheme]):
+    if is_installed(BUCKET_CLIENTS[scheme]):
         os.environ.setdefault("EPATH_USE_TF", "0")  # read when a path with a scheme is first used
         from fsspec.config import conf  # imported lazily, because most paths are local
 
         conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     elif not is_installed("tensorflow"):
-        require(path, _BUCKET_CLIENTS[scheme])
+        require(path, BUCKET_CLIENTS[scheme])

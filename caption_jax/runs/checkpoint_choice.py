@@ -19,6 +19,7 @@ from etils import epath
 from caption_jax.errors import UserError, WorkdirError, user_message
 from caption_jax.runs.artifact import relative_paths
 from caption_jax.runs.checkpoint_integrity import find_damage
+from caption_jax.runs.s3_checkpoints import extend_orbax_to_s3
 from caption_jax.runtime.exchange import judge_together
 from input_pipeline.errors import ConfigError
 from input_pipeline.files import is_on_bucket
@@ -29,6 +30,8 @@ SET_ASIDE = "set_aside"
 _MAX_LISTED = 5
 
 Result = TypeVar("Result")
+
+extend_orbax_to_s3()  # this module is imported before any checkpoint is accessed
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from importlib.metadata import version
 
 from etils import epath
 
 from caption_jax.errors import WorkdirError
-from input_pipeline.extras import require
+from caption_jax.runs.s3_checkpoints import describe_store, is_extended
+from input_pipeline.buckets import describe_bucket_error
+from input_pipeline.extras import BUCKET_CLIENTS, require
 from input_pipeline.files import is_on_bucket, write_atomically
 
 _TIMEOUT_SECONDS = 60  # tensorstore retries for much longer
@@ -29,21 +32,20 @@ def check_storage(workdir: epath.Path) -> None:
     if not is_on_bucket(workdir):
         return
     scheme = str(workdir).partition("://")[0]
-    if scheme != "gs":
+    if scheme not in _PROBES:
         raise WorkdirError(
-            f"--workdir={workdir}: Orbax writes checkpoints only to local disks and gs://, not to {scheme}://: set "
-            "--workdir to a local folder, such as a mount of the bucket, or copy the finished run to the bucket, where "
-            "all commands except train can read it"
+            f"--workdir={workdir}: checkpoints are written only to local disks, gs:// and s3://, not to {scheme}://: "
+            "set --workdir to a local folder, such as a mount of the bucket, or copy the finished run to the bucket, "
+            "where all commands except train can read it"
         )
-    require(f"training in {workdir}", "gcsfs")
-    for client, (probe, role) in _PROBES.items():
+    require(f"training in {workdir}", BUCKET_CLIENTS[scheme])
+    for client, (probe, remedy) in _PROBES[scheme].items():
         try:
             probe(workdir)
         except Exception as error:  # each client raises its own types
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise WorkdirError(
-                f"--workdir={workdir}: {client} cannot access the bucket ({reason}): check its name, and that the "
-                f"credentials (`gcloud auth application-default login`) have the permissions of {role}"
+                f"--workdir={workdir}: {client} cannot access the bucket ({describe_bucket_error(error)}): check its "
+                f"name, and {remedy}"
             ) from error
 
 
@@ -62,18 +64,41 @@ def _probe_bucket(workdir: epath.Path) -> None:
 def _probe_arrays(workdir: epath.Path) -> None:
     import tensorstore
 
-    _, _, bucket, *folders = workdir.parts
-    driver = os.environ.get("TENSORSTORE_GCS_BACKEND", "gcs")  # as in Orbax
-    spec = {"driver": driver, "bucket": bucket, "path": "".join(f"{folder}/" for folder in folders)}
+    scheme, _, path = f"{workdir}/".partition("://")
+    if scheme == "s3":
+        spec = describe_store(f"{workdir}/")
+    else:  # as in Orbax
+        bucket, _, folder = path.partition("/")
+        spec = {"driver": os.environ.get("TENSORSTORE_GCS_BACKEND", "gcs"), "bucket": bucket, "path": folder}
     store = tensorstore.KvStore.open(spec).result(_TIMEOUT_SECONDS)
     key = f".probe-{secrets.token_hex(8)}"
     store.write(key, b"probe").result(_TIMEOUT_SECONDS)
     store.write(key, None).result(_TIMEOUT_SECONDS)  # deletes it
 
 
-# Client -> the function that checks it, and the role on the bucket that it requires.
-_PROBES: dict[str, tuple[Callable[[epath.Path], None], str]] = {
-    "gcsfs": (_probe_files, "roles/storage.objectUser"),
-    "google-cloud-storage": (_probe_bucket, "roles/storage.legacyBucketReader"),
-    "tensorstore": (_probe_arrays, "roles/storage.objectUser"),
+def _probe_orbax(workdir: epath.Path) -> None:
+    if not is_extended():
+        raise NotImplementedError(f"orbax-checkpoint {version('orbax-checkpoint')} has other internals")
+
+
+def _google_remedy(role: str) -> str:
+    return f"that the credentials (`gcloud auth application-default login`) have the permissions of {role}"
+
+
+_AWS_REMEDY = (
+    "that the environment has the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) and, for "
+    "other stores than Amazon's, AWS_ENDPOINT_URL, and that they may list, read, write and delete objects"
+)
+# Scheme -> client -> the function that checks it, and how to give it access.
+_PROBES: dict[str, dict[str, tuple[Callable[[epath.Path], None], str]]] = {
+    "gs": {
+        "gcsfs": (_probe_files, _google_remedy("roles/storage.objectUser")),
+        "google-cloud-storage": (_probe_bucket, _google_remedy("roles/storage.legacyBucketReader")),
+        "tensorstore": (_probe_arrays, _google_remedy("roles/storage.objectUser")),
+    },
+    "s3": {
+        "s3fs": (_probe_files, _AWS_REMEDY),
+        "orbax": (_probe_orbax, "install the release of orbax-checkpoint in constraints.txt"),
+        "tensorstore": (_probe_arrays, _AWS_REMEDY),
+    },
 }
