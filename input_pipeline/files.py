@@ -58,6 +58,12 @@ def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
     return path if is_on_bucket(path) else path.resolve()
 
 
+def normalise_path(path: str | os.PathLike[str]) -> str:
+    """Returns a local path or bucket URL without `.`, `..` and repeated slashes, like `os.path.normpath`."""
+    scheme, separator, rest = os.fspath(path).rpartition("://")
+    return f"{scheme}{separator}{os.path.normpath(rest)}"
+
+
 def local_path(path: str | os.PathLike[str], name: str, remedy: str = "") -> Path:
     """Converts the value of a config key or flag to a local path.
 

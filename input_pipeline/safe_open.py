@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from input_pipeline.errors import DataError, MissingFileError
-from input_pipeline.files import is_on_bucket, storage_path
+from input_pipeline.files import is_on_bucket, normalise_path, storage_path
 from input_pipeline.terminal_text import escape
 
 _KINDS = {
@@ -170,7 +170,7 @@ class DataRoot:
     """
 
     def __init__(self, folder: str | os.PathLike[str], others: Iterable[str | os.PathLike[str]] = (), outside="follow"):
-        self.folder = Path(folder)
+        self.folder = storage_path(folder) if is_on_bucket(folder) else Path(folder)
         self.outside = outside
         folders = [os.path.abspath(path) for path in (folder, *others)]
         self._folders = tuple({*folders, *map(os.path.realpath, folders)})
@@ -183,8 +183,8 @@ class DataRoot:
 
         `..` is removed from the text of the path, so a link before it is not followed.
         """
-        normal = os.path.normpath(path)
-        return Path(normal) if self._contains(os.path.abspath(normal)) else None
+        normal = normalise_path(path)
+        return type(self.folder)(normal) if self._contains(os.path.abspath(normal)) else None
 
     def find_exit(self, path: str | os.PathLike[str], *, is_link: bool = True) -> str:
         """Returns how a path leaves the folder: "absolute paths", "links", or "" if it does not.

@@ -15,6 +15,8 @@ from etils import epath
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from input_pipeline.files import normalise_path
+
 _SCHEMES = ("gs://", "s3://")
 
 
@@ -28,7 +30,7 @@ def extend_orbax_to_s3() -> None:
         gcs_utils._GCS_PATH_PREFIX = _SCHEMES
         gcs_utils.get_kvstore_for_gcs = lambda path: describe_store(path) if _is_s3(path) else locate_in_gcs(path)
         tensorstore_utils._use_gcs_driver = lambda path: path.startswith(_SCHEMES)
-        tensorstore_utils._normalize_path = _normalize
+        tensorstore_utils._normalize_path = normalise_path
 
 
 def is_extended() -> bool:
@@ -62,8 +64,3 @@ def describe_store(path: str) -> dict[str, Any]:
 
 def _is_s3(path: str) -> bool:
     return str(path).startswith("s3://")
-
-
-def _normalize(path: str) -> str:
-    scheme, separator, rest = path.partition("://")
-    return f"{scheme}{separator}{os.path.normpath(rest)}" if separator else os.path.normpath(path)

@@ -15,7 +15,7 @@ from etils import epath
 
 from caption_jax.errors import WorkdirError
 from caption_jax.runs.s3_checkpoints import describe_store, is_extended
-from input_pipeline.buckets import describe_bucket_error
+from input_pipeline.buckets import REMEDIES, describe_bucket_error
 from input_pipeline.extras import BUCKET_CLIENTS, require
 from input_pipeline.files import is_on_bucket, write_atomically
 
@@ -82,13 +82,10 @@ def _probe_orbax(workdir: epath.Path) -> None:
 
 
 def _google_remedy(role: str) -> str:
-    return f"that the credentials (`gcloud auth application-default login`) have the permissions of {role}"
+    return REMEDIES["gs"].format(role=role)
 
 
-_AWS_REMEDY = (
-    "that the environment has the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) and, for "
-    "other stores than Amazon's, AWS_ENDPOINT_URL, and that they may list, read, write and delete objects"
-)
+_AWS_REMEDY = REMEDIES["s3"].format(actions="list, read, write and delete")
 # Scheme -> client -> the function that checks it, and how to give it access.
 _PROBES: dict[str, dict[str, tuple[Callable[[epath.Path], None], str]]] = {
     "gs": {

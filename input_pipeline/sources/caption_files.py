@@ -10,7 +10,8 @@ from pathlib import Path
 from input_pipeline.annotations import Row, iterate_lines, read_text
 from input_pipeline.annotations.caption_file import CaptionFile
 from input_pipeline.errors import DataError, MissingFileError
-from input_pipeline.image_formats import find_folder_images
+from input_pipeline.files import absolute_path, is_on_bucket
+from input_pipeline.image_formats import NAME_SUFFIXES, find_folder_images
 from input_pipeline.limits import Limits
 from input_pipeline.records import Report
 from input_pipeline.safe_open import DataRoot
@@ -98,6 +99,8 @@ def _has_text_files(folder: Path) -> bool:
 
 
 def _find_images(folder: Path) -> list[str]:
+    if is_on_bucket(folder):  # a file without a usual suffix would have to be read
+        return sorted(name for name in list_files(folder) if name.lower().endswith(NAME_SUFFIXES))
     return sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in find_folder_images(str(folder)))
 
 
@@ -138,7 +141,7 @@ def read_text_files(
             name = os.path.relpath(folder / path, images).replace(os.sep, "/")
             yield Row(name, captions or [""], "", name)
     for stem, path in texts.items():
-        if stem not in used and path.resolve() not in ignored:
+        if stem not in used and absolute_path(path) not in ignored:
             report.add("text files without an image", str(path.relative_to(folder)))
 
 

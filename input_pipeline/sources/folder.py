@@ -11,11 +11,12 @@ from pathlib import Path
 from input_pipeline.annotations import Row, read_rows
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError, MissingFileError
-from input_pipeline.files import local_path
+from input_pipeline.files import absolute_path
 from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import Report, Split
 from input_pipeline.safe_open import DataRoot
 from input_pipeline.sources.caption_files import find_captions, find_split, is_text_files, read_text_files
+from input_pipeline.sources.data_folder import find_root
 from input_pipeline.sources.folder_images import (
     FolderImage,
     collect_images,
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def open_folder(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Split]:
-    """Opens images and captions on disk, and reports problems with them.
+    """Opens images and captions in a folder or bucket, and reports problems with them.
 
     Paths with `..` that leave `root` are problems. Links and absolute paths that lead outside of `root` are followed,
     and one line of the log counts them, unless `spec.outside_files` is "refuse".
@@ -45,9 +46,7 @@ def open_folder(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Sp
         DataError: a file is missing or has an unknown format, a split that is defined has no usable images, or there
             are problems and `on_error` is "stop".
     """
-    root = local_path(spec.root or ".", "config.data.root")
-    if not root.is_dir():
-        raise DataError(f"no such folder: {root}; set config.data.root to the folder with the images and captions")
+    root = find_root(spec, "images and captions")
     spec = _find_folders(spec, root)
     report = Report(str(root))
     folder = root / spec.images
@@ -66,7 +65,7 @@ def open_folder(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Sp
         "Fix the files, or skip these entries with --config.data.on_error=skip. Images are searched for in "
         f"{folder} (config.data.images) and its subfolders.",
     )
-    splits = make_splits(images, named, root)
+    splits = make_splits(images, named, root, limits)
     if not splits:
         raise DataError(f"{root}: no usable image with a caption in {', '.join(spec.captions)}")
     return splits
@@ -148,7 +147,7 @@ def _read_caption_file(path: Path, spec: DataSpec, report: Report, limits: Limit
 
 
 def _list_split_files(spec: DataSpec, root: Path) -> set[Path]:
-    return {(root / name).resolve() for name in dataclasses.asdict(spec.split_files).values() if name}
+    return {absolute_path(root / name) for name in dataclasses.asdict(spec.split_files).values() if name}
 
 
 def _check_captions(images: list[FolderImage], report: Report, limits: Limits) -> None:

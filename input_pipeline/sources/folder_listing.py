@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from input_pipeline.buckets import list_files_below, list_files_in
+from input_pipeline.files import is_on_bucket
+
 FILE, LINK, SPECIAL = "file", "link", "special"
 
 
@@ -29,6 +32,8 @@ class FolderListings:
 
 
 def _list_kinds(folder: str) -> dict[str, str]:
+    if is_on_bucket(folder):
+        return dict.fromkeys(list_files_in(folder), FILE)
     try:
         with os.scandir(folder) as entries:
             return {entry.name: kind for entry in entries if (kind := _get_kind(entry))}
@@ -51,6 +56,9 @@ def list_files(folder: Path) -> Iterator[str]:
 
     Files and folders whose names start with a dot are omitted. Links to folders are followed once.
     """
+    if is_on_bucket(folder):
+        yield from (name for name in list_files_below(folder) if not f"/{name}".count("/."))
+        return
     visited = set()
     pending = [""]
     while pending:  # without recursion, because folders can be nested more deeply than calls

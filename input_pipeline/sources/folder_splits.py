@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from input_pipeline.annotations.encodings import iterate_csv_lines, read_text
+from input_pipeline.buckets import BucketImage
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError, MissingFileError
-from input_pipeline.limits import Limits
+from input_pipeline.files import is_on_bucket
+from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import SPLITS, Record, Report, Split, order_by_hash
 from input_pipeline.sources.folder_images import FolderImage
 from input_pipeline.sources.name_index import MatchCounts, NameIndex
@@ -155,13 +157,16 @@ def split_by_fractions(images: Sequence[SplitImage], fractions: Mapping[str, flo
         start += count
 
 
-def make_splits(images: Iterable[FolderImage], named: dict[str, str], root: Path) -> dict[str, Split]:
+def make_splits(
+    images: Iterable[FolderImage], named: dict[str, str], root: Path, limits: Limits = DEFAULT_LIMITS
+) -> dict[str, Split]:
     """Returns the splits that have usable images.
 
     Args:
         images: images with splits; those that are dropped or have no split are not used.
         named: splits that must not be empty, and what defines them.
         root: folder of the dataset, for error messages.
+        limits: `config.limits`.
 
     Raises:
         DataError: a named split is empty.
@@ -169,7 +174,7 @@ def make_splits(images: Iterable[FolderImage], named: dict[str, str], root: Path
     records: dict[str, list[Record]] = {}
     for image in images:
         if image.split and not image.is_dropped:
-            records.setdefault(image.split, []).append(Record(image.path, tuple(image.captions), image.image_id))
+            records.setdefault(image.split, []).append(_make_record(image, limits))
     if records:
         for split, origin in named.items():
             if split not in records:
@@ -179,3 +184,9 @@ def make_splits(images: Iterable[FolderImage], named: dict[str, str], root: Path
                     f"the dataset has {counts}. Add images to it, or remove its definition"
                 )
     return {split: Split(split, records[split]) for split in SPLITS if split in records}
+
+
+def _make_record(image: FolderImage, limits: Limits) -> Record:
+    path = os.fspath(image.path)
+    content = BucketImage(path, limits.image_file_bytes) if is_on_bucket(path) else Path(path)
+    return Record(content, tuple(image.captions), image.image_id, name=path)

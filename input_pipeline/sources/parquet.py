@@ -14,9 +14,10 @@ from input_pipeline.data_spec import DataSpec
 from input_pipeline.disk_faults import format_bytes
 from input_pipeline.errors import DataError
 from input_pipeline.extras import optional_packages
+from input_pipeline.files import is_on_bucket
 from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import Report, Split
-from input_pipeline.sources.row_groups import CACHED_BYTES, ImageColumn, ParquetImage, describe_error
+from input_pipeline.sources.row_groups import CACHED_BYTES, ImageColumn, ParquetImage, describe_error, open_parquet_file
 from input_pipeline.sources.shard_images import OpenShard, ShardState
 from input_pipeline.sources.shard_names import Shard, find_shards
 from input_pipeline.sources.shard_splits import SHARD_AND_KEY, Sample, check_keys, clean_captions, make_shard_splits
@@ -115,13 +116,15 @@ class _ParquetReader:
             DataError: it is not a complete Parquet file, or has no columns of images and captions.
         """
         import pyarrow
-        import pyarrow.parquet
 
         path = os.fspath(self._shard.path)
-        opened = OpenShard(path)
-        state = ShardState.of_file(path, opened.fileno())
+        if is_on_bucket(path):
+            state = ShardState.of_object(path)
+        else:
+            opened = OpenShard(path)
+            state = ShardState.of_file(path, opened.fileno())
         try:
-            file = pyarrow.parquet.ParquetFile(path)
+            file = open_parquet_file(path)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path} is not a Parquet file, or is truncated ({describe_error(error)})") from None
         with file:

@@ -11,10 +11,13 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from input_pipeline.buckets import open_ranges
+from input_pipeline.files import is_on_bucket
 from input_pipeline.sources.shard_images import OpenShard, ShardState
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
 CACHED_BYTES = 256 * 2**20  # of row groups per process, not counting the newest
 
@@ -116,14 +119,28 @@ class RowGroupCache:
 _CACHE = RowGroupCache(CACHED_BYTES)
 
 
-def _read_group(column: ImageColumn, group: int) -> pyarrow.ChunkedArray:
-    import pyarrow
+def open_parquet_file(path: str) -> pyarrow.parquet.ParquetFile:
+    """Opens a local file, or one in a bucket, of which only the footer and the needed columns are read.
+
+    Raises:
+        pyarrow.ArrowException: it is not a complete Parquet file.
+        OSError: it cannot be read.
+    """
     import pyarrow.parquet
 
-    shard = OpenShard(column.shard.path)
-    column.shard.check(shard.fileno())
+    if not is_on_bucket(path):
+        return pyarrow.parquet.ParquetFile(path)
+    return pyarrow.parquet.ParquetFile(open_ranges(path), pre_buffer=True)
+
+
+def _read_group(column: ImageColumn, group: int) -> pyarrow.ChunkedArray:
+    import pyarrow
+
+    if not is_on_bucket(column.shard.path):
+        shard = OpenShard(column.shard.path)
+        column.shard.check(shard.fileno())
     try:
-        with pyarrow.parquet.ParquetFile(column.shard.path) as file:
+        with open_parquet_file(column.shard.path) as file:
             return file.read_row_group(group, columns=[column.name]).column(0)
     except (pyarrow.ArrowException, OSError) as error:
         raise OSError(f"{column.shard.path}, row group {group}: {describe_error(error)}") from None

@@ -7,7 +7,9 @@ import dataclasses
 import os
 import threading
 
+from input_pipeline.buckets import read_range, stat_file
 from input_pipeline.errors import MissingFileError
+from input_pipeline.files import is_on_bucket
 from input_pipeline.safe_open import UnreadableFileError, check_file
 
 _MAX_OPEN = 64  # shards per process
@@ -32,6 +34,11 @@ class ShardState:
         """Returns the current state of an open file."""
         status = os.fstat(file)
         return cls(path, status.st_size, status.st_mtime_ns)
+
+    @classmethod
+    def of_object(cls, url: str) -> ShardState:
+        """Returns the current state of a file in a bucket. Raises OSError; see `stat_file`."""
+        return cls(url, *stat_file(url))
 
     def check(self, file: int) -> None:
         """Raises OSError if an open file is not in this state."""
@@ -105,9 +112,16 @@ class TarImage:
     def __call__(self) -> bytes:
         """Returns the encoded image.
 
+        In a bucket, where a look at the file would be another request, only a change of its length is noticed.
+
         Raises:
             OSError: the file does not exist any more, has changed or cannot be read.
         """
+        if is_on_bucket(self.shard.path):
+            content = read_range(self.shard.path, self.offset, self.offset + self.size)
+            if len(content) < self.size:
+                raise OSError(f"{self.shard.path} ends within the image")
+            return content
         shard = _OPEN_SHARDS.get(self.shard)
         self.shard.check(shard.fileno())
         content = os.pread(shard.fileno(), self.size, self.offset)

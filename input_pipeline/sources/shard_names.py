@@ -8,13 +8,19 @@ import itertools
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from input_pipeline.buckets import bucket_client, relative_names
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError, DataError
-from input_pipeline.files import local_path
+from input_pipeline.files import is_on_bucket
 from input_pipeline.records import Report
 from input_pipeline.safe_open import DataRoot
 from input_pipeline.sources.caption_files import find_split
+from input_pipeline.sources.data_folder import find_root
+
+if TYPE_CHECKING:
+    from etils import epath
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -31,7 +37,7 @@ class Shard:
         split: its split; "" if neither the config nor its name specifies one.
     """
 
-    path: Path
+    path: Path | epath.Path
     name: str
     split: str
 
@@ -49,18 +55,16 @@ def find_shards(spec: DataSpec, suffix: str, report: Report) -> list[Shard]:
 
     Raises:
         DataError: a pattern matches no file, or two splits share a shard.
-        ConfigError: the braces of a pattern are wrong, or `root` is on a bucket.
+        ConfigError: the braces of a pattern are wrong, or there is no access to the bucket.
     """
-    root = local_path(spec.root or ".", "config.data.root")
-    if not root.is_dir():
-        raise DataError(f"no such folder: {root}; set config.data.root to the folder with the shards")
+    root = find_root(spec, "shards")
     patterns = {split: pattern for split, pattern in dataclasses.asdict(spec.shards).items() if pattern}
     if patterns:
         matches = [
             (name, split) for split, pattern in patterns.items() for name in _match(root, split, pattern, report)
         ]
     else:
-        names = sorted(glob.glob(f"**/*{suffix}", root_dir=root, recursive=True))
+        names = _glob(root, f"**/*{suffix}")
         if not names:
             raise DataError(f"no *{suffix} files in {root}; set config.data.root or config.data.shards")
         matches = [(name, find_split(name)) for name in names]
@@ -81,21 +85,28 @@ def _check_links(split_by_name: dict[str, str], data_root: DataRoot, report: Rep
     shards = []
     for name, split in split_by_name.items():
         path = data_root.folder / name
-        if data_root.admits(name, path):
+        if is_on_bucket(path) or data_root.admits(name, path):
             shards.append(Shard(path, name.replace(os.sep, "/"), split))
         else:
             report.add("shards outside of the folder of the dataset (config.data.outside_files)", name)
     return shards
 
 
-def _match(root: Path, split: str, pattern: str, report: Report) -> list[str]:
+def _glob(root: Path | epath.Path, pattern: str) -> list[str]:
+    """Returns the files that match a pattern, relative to `root`, in order."""
+    if not is_on_bucket(root):
+        return sorted(glob.glob(pattern, root_dir=root, recursive=True))
+    return relative_names(root, bucket_client(root).glob(f"{root}/{pattern}"))
+
+
+def _match(root: Path | epath.Path, split: str, pattern: str, report: Report) -> list[str]:
     key = f"config.data.shards.{split}"
     names: list[str] = []
     missing: list[str] = []
     for name in expand_braces(pattern, key):
         if glob.has_magic(name):
-            names += sorted(glob.glob(name, root_dir=root, recursive=True))
-        elif os.path.exists(root / name):
+            names += _glob(root, name)
+        elif (root / name).exists():
             names.append(name)
         else:
             missing.append(name)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,10 @@ from typing import Any
 from input_pipeline.annotations.caption_file import CaptionFile, describe_value
 from input_pipeline.annotations.fields import CAPTION_FIELDS, normalize
 from input_pipeline.annotations.json_text import JsonError, parse_json
+from input_pipeline.buckets import download
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError
+from input_pipeline.files import is_on_bucket
 from input_pipeline.image_formats import NAME_SUFFIXES
 from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import Report, Split
@@ -97,21 +100,34 @@ def _index_shards(shards: Sequence[Shard], reader: _ShardReader) -> list[ShardIn
 
 def _load_index(shard: Shard, reader: _ShardReader, on_failure: Callable[[str], None]) -> ShardIndex:
     """Returns the stored index of a shard, or builds and stores it."""
+    name = os.fspath(shard.path)
     try:
-        file = OpenShard(os.fspath(shard.path))
-        state = ShardState.of_file(os.fspath(shard.path), file.fileno())
+        if is_on_bucket(name):
+            file, state = None, ShardState.of_object(name)
+        else:
+            file = OpenShard(name)
+            state = ShardState.of_file(name, file.fileno())
         stamp = [state.size, state.modified_ns, reader.settings]
         path = shard.path.parent / "caption_index" / f"{shard.path.name}.json"
         index = read_index(path, state, stamp)
         if index is None:
-            index = reader.read(shard, file.fileno(), state)
+            index = reader.read(shard, file.fileno(), state) if file else _read_download(shard, reader, state)
             try:
                 write_index(path, index, stamp)
             except OSError as error:
                 on_failure(f"{path} cannot be written ({error.strerror or error})")
         return index
     except OSError as error:
-        return ShardIndex(ShardState(os.fspath(shard.path), 0, 0), [], [["unreadable shards", str(error)]])
+        return ShardIndex(ShardState(name, 0, 0), [], [["unreadable shards", str(error)]])
+
+
+def _read_download(shard: Shard, reader: _ShardReader, state: ShardState) -> ShardIndex:
+    """Builds the index of a shard in a bucket from a temporary copy: one request per header would take longer."""
+    with tempfile.TemporaryDirectory(prefix="shard-") as folder:
+        copy = os.path.join(folder, "shard.tar")
+        download(shard.path, copy)
+        file = OpenShard(copy)
+        return reader.read(shard, file.fileno(), state)
 
 
 def _make_samples(shard: Shard, index: ShardIndex) -> list[Sample]:

@@ -13,7 +13,6 @@ from caption_jax.pretrained.weight_sources import locate_weights
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError
 from input_pipeline.files import absolute_path, delete_stale_temporaries, is_on_bucket, storage_path, write_atomically
-from input_pipeline.sources import open_splits
 
 
 def write_and_fail(file) -> None:
@@ -114,7 +113,6 @@ def test_a_scheme_without_a_client_is_rejected():
 @pytest.mark.parametrize(
     ("read", "name"),
     [
-        (lambda url: open_splits(DataSpec(source="folder", root=url)), "config.data.root"),
         (lambda url: open_external_data(url, DataSpec()), "--data"),
         (lambda url: locate_weights(url, (), "any"), "config.model.encoder.weights"),
         (load_roberta, "RoBERTa weights"),
