@@ -160,6 +160,14 @@ def launcher(small_images, compile_cache) -> RunLauncher:
 
 
 @pytest.fixture(scope="session")
+def short_run(build_once, launcher) -> Path:
+    """The workdir of a local run with `SHORT_RUN_FLAGS`. Tests must not modify it."""
+    from resume_run import SHORT_RUN_FLAGS
+
+    return build_once("trained/short", lambda workdir: launcher.complete(workdir, *SHORT_RUN_FLAGS))
+
+
+@pytest.fixture(scope="session")
 def small_workdir(build_once, small_images, tmp_path_factory) -> Path:
     """The workdir of the trained captioner of `small_run`. Each process has a separate copy."""
     workdir = build_once("trained/boxes", functools.partial(train_small, small_images))

@@ -19,6 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 STEPS = 60
+# A run with which runs in buckets are compared: the fixture `short_run`.
+SHORT_RUN_FLAGS = ("--config.train.steps=20", "--config.train.eval_every=10", "--config.train.checkpoint_every=5")
 CHECKPOINT_EVERY = 10
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "image_encoder/backbone/.*"
@@ -164,7 +166,12 @@ def is_writing(steps: int, kind: str = "last") -> Callable[[Path], bool]:
 def read_rows(workdir: Path) -> list[tuple[int, str, dict[str, float]]]:
     """Returns step, split and metrics, without times, of each complete line of metrics.jsonl."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return parse_rows(path.read_text() if path.exists() else "")
+
+
+def parse_rows(text: str) -> list[tuple[int, str, dict[str, float]]]:
+    """Returns step, split and metrics, without times, of each complete line of the text of metrics.jsonl."""
+    lines = text.splitlines(keepends=True)
     parsed = [json.loads(line) for line in lines if line.endswith("\n")]
     return [
         (row["step"], row["split"], {name: value for name, value in row["values"].items() if name not in TIME_METRICS})

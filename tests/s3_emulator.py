@@ -9,9 +9,12 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -105,3 +108,47 @@ def _create_bucket(emulator: Emulator, server: subprocess.Popen) -> None:
             if time.monotonic() > deadline or server.poll() is not None:
                 raise
             time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def drop_connections(emulator: Emulator, path: bytes, every: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Runs a proxy that closes some connections without an answer, as a bad network does.
+
+    Args:
+        emulator: the emulator, which answers one request per connection.
+        path: part of the URLs of the requests to choose from.
+        every: one of so many of these requests is dropped.
+
+    Yields:
+        The address of the proxy, and the first lines of the requests that it has dropped so far.
+    """
+    dropped: list[bytes] = []
+    numbers = itertools.count(1)
+    host, _, port = emulator.url.removeprefix("http://").partition(":")
+
+    class Proxy(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            head = self.request.recv(1 << 16)
+            line = head.partition(b"\r\n")[0]
+            if path in line and next(numbers) % every == 0:
+                dropped.append(line)
+                return
+            with socket.create_connection((host, int(port))) as server:
+                server.sendall(head)
+                sender = threading.Thread(target=_forward, args=(self.request, server), daemon=True)
+                sender.start()
+                _forward(server, self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", dropped
+        server.shutdown()
+
+
+def _forward(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # one side has closed the connection
+        while content := source.recv(1 << 16):
+            target.sendall(content)

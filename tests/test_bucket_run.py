@@ -15,10 +15,9 @@ import time
 import bucket_emulator
 import pytest
 from process_group import PAIR_FLAGS, reserve_address, wait_for_all
-from resume_run import ROOT, TIME_METRICS, list_saved_steps, read_evaluation, read_rows
+from resume_run import ROOT, SHORT_RUN_FLAGS, list_saved_steps, parse_rows, read_evaluation, read_rows
 
 WORKDIR = f"gs://{bucket_emulator.BUCKET}/runs/a"
-FLAGS = ("--config.train.steps=20", "--config.train.eval_every=10", "--config.train.checkpoint_every=5")
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +37,11 @@ def run_command(emulator, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def read_bucket_rows(emulator) -> list[tuple]:
-    """Returns the same as `resume_run.read_rows`, for the bucket."""
-    rows = [json.loads(line) for line in emulator.read("runs/a/metrics.jsonl").splitlines()]
-    return [
-        (row["step"], row["split"], {key: value for key, value in row["values"].items() if key not in TIME_METRICS})
-        for row in rows
-    ]
-
-
 @pytest.fixture(scope="module")
 def resumed_log(launcher, emulator, tmp_path_factory) -> str:
     """The log of a run that was killed after its first checkpoint, and resumed to its last step."""
     log = tmp_path_factory.mktemp("logs") / "run.log"
-    process = launcher.start(WORKDIR, *FLAGS, log=log, **emulator.environment)
+    process = launcher.start(WORKDIR, *SHORT_RUN_FLAGS, log=log, **emulator.environment)
     try:
         while not emulator.list_names("runs/a/checkpoints/last/5/commit_success"):
             assert process.poll() is None, log.read_text()
@@ -60,17 +50,16 @@ def resumed_log(launcher, emulator, tmp_path_factory) -> str:
         assert process.wait() == -signal.SIGKILL
     finally:
         process.kill()
-    resumed = launcher.start(WORKDIR, *FLAGS, log=log, **emulator.environment)
+    resumed = launcher.start(WORKDIR, *SHORT_RUN_FLAGS, log=log, **emulator.environment)
     assert resumed.wait() == 0, log.read_text()
     return log.read_text()
 
 
 @pytest.mark.slow
-def test_a_killed_run_in_a_bucket_resumes_to_the_result_of_a_local_run(launcher, emulator, resumed_log, tmp_path):
+def test_a_killed_run_in_a_bucket_resumes_to_the_result_of_a_local_run(emulator, resumed_log, short_run):
     assert f"of 20 in {WORKDIR}" in resumed_log and "resuming from step" in resumed_log
-    local = tmp_path / "run"
-    launcher.complete(local, *FLAGS)
-    assert read_bucket_rows(emulator) == read_rows(local)
+    local = short_run
+    assert parse_rows(emulator.read("runs/a/metrics.jsonl").decode()) == read_rows(local)
     pointer = emulator.read("runs/a/best_model.json")
     assert pointer == (local / "best_model.json").read_bytes()  # contains a hash of the weights and all other files
     steps = {
@@ -115,7 +104,7 @@ def test_two_processes_share_a_bucket(launcher, emulator, tmp_path):
 @pytest.mark.slow
 def test_a_bucket_that_does_not_exist_is_named_before_any_work(launcher, emulator, tmp_path):
     log = tmp_path / "run.log"
-    assert launcher.start("gs://nothing/run", *FLAGS, log=log, **emulator.environment).wait() == 1
+    assert launcher.start("gs://nothing/run", *SHORT_RUN_FLAGS, log=log, **emulator.environment).wait() == 1
     (line,) = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
     assert line.startswith("error: --workdir=gs://nothing/run: gcsfs cannot access the bucket (")
     assert "reading the data" not in log.read_text()
@@ -124,13 +113,13 @@ def test_a_bucket_that_does_not_exist_is_named_before_any_work(launcher, emulato
 @pytest.mark.long
 def test_a_second_run_in_a_bucket_is_refused(launcher, emulator, tmp_path):
     workdir, logs = WORKDIR.removesuffix("a") + "locked", [tmp_path / "first.log", tmp_path / "second.log"]
-    first = launcher.start(workdir, *FLAGS, log=logs[0], **emulator.environment)
+    first = launcher.start(workdir, *SHORT_RUN_FLAGS, log=logs[0], **emulator.environment)
     try:
         while not emulator.list_names("runs/locked/training.lock"):
             assert first.poll() is None, logs[0].read_text()
             time.sleep(0.01)
         first.send_signal(signal.SIGSTOP)
-        assert launcher.start(workdir, *FLAGS, log=logs[1], **emulator.environment).wait() == 1
+        assert launcher.start(workdir, *SHORT_RUN_FLAGS, log=logs[1], **emulator.environment).wait() == 1
         first.send_signal(signal.SIGCONT)
         assert first.wait() == 0, logs[0].read_text()
     finally:
