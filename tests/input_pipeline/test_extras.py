@@ -98,7 +98,7 @@ def test_extras_match_pyproject():
 
 def test_developer_extras_include_the_extras_they_require():
     all_but_bench = {"docs", "gcs", "heic", "hub", "java", "keras-weights", "onnx", "parquet", "ray"}
-    all_but_bench |= {"serve", "train"}
+    all_but_bench |= {"s3", "serve", "train"}
     for extra, expected in (("test", all_but_bench), ("bench", {"java", "serve", "train"})):
         requirements = map(Requirement, DECLARED[extra])
         (self_requirement,) = (requirement for requirement in requirements if requirement.name == "caption-jax")
