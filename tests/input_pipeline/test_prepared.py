@@ -140,7 +140,7 @@ def test_two_processes_read_the_parts_of_the_batches_of_one(folder, prepared):
 
 def test_jpegs_are_close_to_the_pixels(folder, tmp_path):
     card = write_prepared(folder, tmp_path, image_format="jpeg", quality=95)
-    assert card.settings["jpeg_quality"] == 95 and card.settings["images_per_shard"] == 24
+    assert card.settings["jpeg_quality"] == 95 and card.settings["images_per_shard"] == 17
     actual, expected = open_splits(make_prepared_spec(tmp_path))["train"], open_splits(folder)["train"]
     assert actual[3].source().startswith(b"\xff\xd8")
     for record, original in zip(actual, expected, strict=True):
