@@ -61,9 +61,9 @@ SUBCOMMANDS_AND_FLAGS = [
         2,
         "tune does not use --weights, a flag of evaluate, caption, ",
     ),
-    ("caption-many --out=captions", 2, "caption-many requires images or shards: files, patterns, folders or URLs"),
-    ("caption-many photo.png", 2, "caption-many requires --out=FOLDER, the folder or bucket for the Parquet files"),
-    ("caption-many --out=captions none*.tar", 2, "no images match ['none*.tar']"),
+    ("caption-many --workdir={workdir} --out=captions", 2, "caption-many requires images or shards: files, patterns"),
+    ("caption-many --workdir={workdir} photo.png", 2, "caption-many requires --out=FOLDER, the folder or"),
+    ("caption-many --workdir={workdir} --out=captions none*.tar", 2, "no images match ['none*.tar']"),
     (
         "caption-many --out=captions --alternatives=2 photo.png",
         1,
