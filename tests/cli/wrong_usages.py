@@ -62,10 +62,10 @@ SUBCOMMANDS_AND_FLAGS = [
         "tune does not use --weights, a flag of evaluate, caption, ",
     ),
     ("caption-many --workdir={workdir} --out=captions", 2, "caption-many requires images or shards: files, patterns"),
-    ("caption-many --workdir={workdir} photo.png", 2, "caption-many requires --out=FOLDER, the folder or"),
+    ("caption-many --workdir={workdir} photo.png", 2, "caption-many requires --out=FOLDER, a new folder for"),
     ("caption-many --workdir={workdir} --out=captions none*.tar", 2, "no images match ['none*.tar']"),
     (
-        "caption-many --out=captions --alternatives=2 photo.png",
+        "caption-many --workdir={workdir} --out=captions --alternatives=2 photo.png",
         1,
         "set --config.decode.method=beam --config.",
     ),
