@@ -3,9 +3,9 @@
     python -m benchmarks.object_stores [--root=FOLDER] [--buckets=s3://BUCKET/FOLDER,...] [--count=400] [--rounds=5]
 
 The same photographs are stored as a folder and as a tar file. Each side is a separate process with two threads, which
-reads, decodes and resizes them up to complete training batches. Each cell compares a bucket with the local disk, so a
-ratio below 1 is what the requests cost. The emulators run on the same cores as the clients; with `--buckets`, real
-buckets are measured instead. The photographs are copied there and deleted at the end.
+reads, decodes and resizes them. Each cell compares a bucket with the local disk, so a ratio below 1 is what the
+requests cost. The emulators run on the same cores as the clients; with `--buckets`, real buckets are measured instead.
+The photographs are copied there and deleted at the end.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import itertools
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.alternate import Seconds, alternate, print_result, print_times, serve, start_sides, use_cores
 from benchmarks.conditions import Conditions
-from benchmarks.input_rates import CORES, PHOTOGRAPHS, iterate
+from benchmarks.input_rates import CORES, PHOTOGRAPHS
 from benchmarks.peers.image_loaders import list_images
 
 LAYOUTS = {"folder": "folder", "tar": "webdataset"}  # name -> config.data.source
@@ -47,29 +47,30 @@ def write_layouts(paths: list[str], target: Path) -> None:
             tar.add(text, f"{number}.txt")
 
 
-def make_side(root: str, source: str, size: int, batch: int, count: int) -> Callable[[], None]:
-    """Returns a function that loads the training batches of `count` images.
+def make_side(root: str, source: str, size: int, count: int) -> Callable[[], None]:
+    """Returns a function that reads, decodes and resizes `count` images.
 
     Args:
         root: local folder or URL of the dataset.
         source: `config.data.source`.
         size: side of the squares, in pixels.
-        batch: images per batch.
         count: number of images.
     """
     from caption_jax.config import default_config
     from input_pipeline.data_spec import DataSpec
     from input_pipeline.images import Preprocessing
+    from input_pipeline.inputs import Pixels
     from input_pipeline.sources import open_splits
 
     values = default_config().data.to_dict() | {"source": source, "root": root}
-    batches = iterate(open_splits(DataSpec.from_config(values))["train"], Preprocessing(size), batch, "threads", None)
+    inputs = Pixels(open_splits(DataSpec.from_config(values))["train"], Preprocessing(size))
+    pool = ThreadPoolExecutor(CORES)
 
-    def load_batches() -> None:
-        if not all(batch["mask"].all() for batch in itertools.islice(batches, count // batch)):
-            raise AssertionError("an image could not be read")
+    def load_images() -> None:
+        for pixels in pool.map(inputs.load, range(count)):  # raises an error if an image cannot be read
+            assert pixels.shape == inputs.shape
 
-    return load_batches
+    return load_images
 
 
 @contextlib.contextmanager
@@ -112,17 +113,16 @@ def main() -> None:
     parser.add_argument("--buckets", default="", help="URLs of real buckets, separated by commas")
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", help="side to run: a local folder and its copy, equal for the local side")
     parser.add_argument("--layout", choices=LAYOUTS)
     options = parser.parse_args()
-    settings = [f"--{name}={getattr(options, name)}" for name in ("count", "size", "batch")]
+    settings = [f"--{name}={getattr(options, name)}" for name in ("count", "size")]
     if options.serve:
         use_cores(CORES)
         local, _, url = options.serve.partition(" ")
         with uploaded(Path(local), url) if url != local else contextlib.nullcontext(local) as root:
-            serve(make_side(root, LAYOUTS[options.layout], options.size, options.batch, options.count), untimed_runs=1)
+            serve(make_side(root, LAYOUTS[options.layout], options.size, options.count), warm_ups=1)
         return
     conditions = Conditions(CORES)
     with contextlib.ExitStack() as stack:
@@ -139,9 +139,8 @@ def main() -> None:
                 commands[f"{store} {layout}"] = (["benchmarks.object_stores", *arguments], environment)
         sides = stack.enter_context(start_sides(commands))
         seconds = alternate(sides, options.rounds, conditions)
-    images = options.count // options.batch * options.batch
-    print_times(seconds, images, "images/s")
-    print_result("object_stores", make_cells(seconds, images), "images/s", conditions)
+    print_times(seconds, options.count, "images/s")
+    print_result("object_stores", make_cells(seconds, options.count), "images/s", conditions)
 
 
 if __name__ == "__main__":
