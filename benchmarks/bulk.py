@@ -1,10 +1,11 @@
 """Images per second of two workers of `caption-many`, compared with two plain processes that run the same loop.
 
-    python -m benchmarks.bulk [--shards=40] [--images=50] [--workdir=demo]
+    python -m benchmarks.bulk [--shards=40] [--images=50] [--rounds=3] [--workdir=demo]
 
 Both sides caption the same tar files of JPEGs of 640 x 480 pixels and write the same Parquet files, with the same
-number of threads per process. The plain processes divide the files in advance. Each process first captions a file that
-is not timed, which loads or compiles its program.
+number of threads per process. The plain processes divide the files in advance. The rate is computed from the times at
+which the files were written, without the first quarter, in which the processes start and compile their programs. The
+sides alternate, and the medians over the rounds are compared.
 
 Requires the `ray` extra. The last line is JSON; `ratio` is above 1 if the workers are faster.
 """
@@ -16,11 +17,10 @@ import io
 import multiprocessing
 import os
 import pickle
+import statistics
 import tarfile
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -52,40 +52,38 @@ def write_shards(folder: Path, shards: int, images: int) -> list[Unit]:
     return find_units([str(folder)], 1000)
 
 
-def measure_workers(job: Job, units: list[Unit], images: int) -> float:
-    """Returns the images per second of Ray's workers, after each has captioned a file."""
+def run_workers(job: Job, units: list[Unit], cpus: int) -> None:
+    """Captions the files with Ray's workers."""
     with running_ray(WORKERS):
-        for done, _ in enumerate(caption_units(dict(enumerate(units)), job, WORKERS), 1):
-            if done == WORKERS:
-                start = time.perf_counter()
-    return (len(units) - WORKERS) * images / (time.perf_counter() - start)
+        for _ in caption_units(dict(enumerate(units)), job, WORKERS):
+            pass
 
 
-def measure_processes(job: Job, units: list[Unit], images: int, cpus: int) -> float:
-    """Returns the images per second of processes that divide the files, after each has captioned a file."""
-    context = multiprocessing.get_context("spawn")
-    barrier, rows = context.Barrier(WORKERS + 1), list(enumerate(units))
-    arguments = [(job, rows[index::WORKERS], cpus, barrier) for index in range(WORKERS)]
-    processes = [context.Process(target=_run_process, args=args) for args in arguments]
+def run_processes(job: Job, units: list[Unit], cpus: int) -> None:
+    """Captions the files with processes that divide them in advance."""
+    context, rows = multiprocessing.get_context("spawn"), list(enumerate(units))
+    processes = [context.Process(target=_run_process, args=(job, rows[n::WORKERS], cpus)) for n in range(WORKERS)]
     for process in processes:
         process.start()
-    barrier.wait()
-    start = time.perf_counter()
     for process in processes:
         process.join()
         if process.exitcode:
             raise RuntimeError(f"a process exited with status {process.exitcode}")
-    return (len(units) - WORKERS) * images / (time.perf_counter() - start)
 
 
-def _run_process(job: Job, rows: list[tuple[int, Unit]], cpus: int, barrier: Any) -> None:
+def _run_process(job: Job, rows: list[tuple[int, Unit]], cpus: int) -> None:
     worker = UnitWorker(job, cpus)
-    for position, (number, unit) in enumerate(rows):
-        if position == 1:
-            barrier.wait()
+    for number, unit in rows:
         failure = worker({"number": number, "unit": pickle.dumps(unit)})["failure"]
         if failure:
             raise RuntimeError(failure)
+
+
+def compute_rate(folder: Path, images: int) -> float:
+    """Returns the images per second between the modification times of the Parquet files, without the first quarter."""
+    times = sorted(path.stat().st_mtime_ns for path in folder.glob("*.parquet"))
+    first = len(times) // 4
+    return (len(times) - 1 - first) * images / (1e-9 * (times[-1] - times[first]))
 
 
 def main() -> None:
@@ -93,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=40)
     parser.add_argument("--images", type=int, default=50, help="images per shard")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workdir", default="demo")
     options = parser.parse_args()
     use_cpu()
@@ -100,19 +99,20 @@ def main() -> None:
     workdir = os.path.abspath(locate_model(options.workdir))
     spec = read_model(workdir).description.spec
     cpus = max(len(os.sched_getaffinity(0)) // WORKERS, 1)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for part in ("shards", "ours", "peer"):
-            (folder / part).mkdir()
-        units = write_shards(folder / "shards", options.shards, options.images)
-        ours, peer = (Job(workdir, "best", spec.decode, spec.limits, str(folder / part)) for part in ("ours", "peer"))
-        with conditions.measured():
-            rates = {
-                "peer": measure_processes(peer, units, options.images, cpus),
-                "ours": measure_workers(ours, units, options.images),
-            }
-    print(", ".join(f"{side} {rate:.2f} images/s" for side, rate in rates.items()))
-    print_result("bulk", {"two workers": {**rates, "ratio": rates["ours"] / rates["peer"]}}, "images/s", conditions)
+    rates: dict[str, list[float]] = {"ours": [], "peer": []}
+    with tempfile.TemporaryDirectory() as name, conditions.measured():
+        (Path(name) / "shards").mkdir()
+        units = write_shards(Path(name) / "shards", options.shards, options.images)
+        for number in range(options.rounds):
+            for side, run in (("ours", run_workers), ("peer", run_processes)):
+                folder = Path(name) / f"{side}{number}"
+                folder.mkdir()
+                run(Job(workdir, "best", spec.decode, spec.limits, str(folder)), units, cpus)
+                rates[side].append(compute_rate(folder, options.images))
+                print(f"round {number + 1}, {side}: {rates[side][-1]:.2f} images/s", flush=True)
+    ours, peer = (statistics.median(rates[side]) for side in ("ours", "peer"))
+    cells = {"two workers": {"ours": ours, "peer": peer, "ratio": ours / peer}}
+    print_result("bulk", cells, "images/s", conditions)
 
 
 if __name__ == "__main__":
