@@ -110,6 +110,23 @@ class RunLauncher:
         assert self.start(workdir, *flags).wait() == 0, log_path(workdir).read_text()
         return log_path(workdir).read_text()
 
+    def kill_and_complete_in_bucket(
+        self, workdir: str, log: Path, is_due: Callable[[], bool], **environment: str
+    ) -> str:
+        """Kills a short run in a bucket when `is_due()`, and resumes it to its last step. Returns the log of both."""
+        process = self.start(workdir, *SHORT_RUN_FLAGS, log=log, **environment)
+        try:
+            while not is_due():
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        finally:
+            process.kill()
+        resumed = self.start(workdir, *SHORT_RUN_FLAGS, log=log, **environment)
+        assert resumed.wait() == 0, log.read_text()
+        return log.read_text()
+
     def kill(self, workdir: Path, condition: Callable[[Path], bool], delay: float = 0.0) -> bool:
         """Starts a run and kills it `delay` seconds after `condition` becomes true.
 

@@ -104,6 +104,24 @@ def shrink(config: ConfigDict) -> None:
     config.model.decoder.feed_forward = 32
 
 
+def train_two_steps(workdir: Path, **data: str | int) -> list[tuple[int, str, float]]:
+    """Trains the small model for two steps, with these keys of `config.data` changed.
+
+    Returns the step, the split and the value of each loss.
+    """
+    from caption_jax.specs import RunSpec
+    from caption_jax.telemetry.metrics_file import read_metrics
+    from caption_jax.training.loop import train_and_evaluate
+
+    config = get_config().unlock()
+    config.data.update(data)
+    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
+    config.train.log_every = 1
+    train_and_evaluate(RunSpec.from_config(config), workdir)
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [(row.step, row.split, row.values["loss"]) for row in rows if "loss" in row.values]
+
+
 def write_images(folder: Path, scenes: Sequence[tuple[str, str]] = SCENES) -> Path:
     """Writes twelve images, `images/00.png` to `images/11.png`, and `captions.csv` with two captions per image."""
     (folder / "images").mkdir(parents=True)

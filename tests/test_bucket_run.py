@@ -41,18 +41,12 @@ def run_command(emulator, *arguments: str) -> subprocess.CompletedProcess:
 def resumed_log(launcher, emulator, tmp_path_factory) -> str:
     """The log of a run that was killed after its first checkpoint, and resumed to its last step."""
     log = tmp_path_factory.mktemp("logs") / "run.log"
-    process = launcher.start(WORKDIR, *SHORT_RUN_FLAGS, log=log, **emulator.environment)
-    try:
-        while not emulator.list_names("runs/a/checkpoints/last/5/commit_success"):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    finally:
-        process.kill()
-    resumed = launcher.start(WORKDIR, *SHORT_RUN_FLAGS, log=log, **emulator.environment)
-    assert resumed.wait() == 0, log.read_text()
-    return log.read_text()
+    return launcher.kill_and_complete_in_bucket(
+        WORKDIR,
+        log,
+        lambda: bool(emulator.list_names("runs/a/checkpoints/last/5/commit_success")),
+        **emulator.environment,
+    )
 
 
 @pytest.mark.slow

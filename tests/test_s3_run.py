@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import s3_emulator
@@ -60,18 +58,12 @@ def run_python(emulator, compile_cache, code: str, *arguments: str, **environmen
 def resumed_log(s3_launcher, emulator, tmp_path_factory) -> str:
     """The log of a run that was killed after its first checkpoint, and resumed to its last step."""
     log = tmp_path_factory.mktemp("logs") / "run.log"
-    process = s3_launcher.start(WORKDIR, *SHORT_RUN_FLAGS, log=log, **emulator.environment)
-    try:
-        while not emulator.list_names("runs/a/checkpoints/last/5/commit_success"):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    finally:
-        process.kill()
-    resumed = s3_launcher.start(WORKDIR, *SHORT_RUN_FLAGS, log=log, **emulator.environment)
-    assert resumed.wait() == 0, log.read_text()
-    return log.read_text()
+    return s3_launcher.kill_and_complete_in_bucket(
+        WORKDIR,
+        log,
+        lambda: bool(emulator.list_names("runs/a/checkpoints/last/5/commit_success")),
+        **emulator.environment,
+    )
 
 
 @pytest.mark.slow

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 from process_group import ONE_IMAGE, PAIR_FLAGS, SLOW_SGD, simulate_devices, start_processes, wait_for_all
 from resume_run import log_path, read_rows
-from small_run import get_config
+from small_run import train_two_steps
 from written_shards import FORMATS, copy_to_shards
 
-from caption_jax.specs import RunSpec
-from caption_jax.telemetry.metrics_file import read_metrics
-from caption_jax.training.loop import train_and_evaluate
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.sources import open_splits
 
@@ -35,27 +32,16 @@ def list_flags(source: str) -> tuple[str, ...]:
     return (f"--config.data.source={source}", f"--config.data.id_column={id_column}", "--config.data.split_field=")
 
 
-def train(workdir: Path, **data: str) -> list[tuple[int, str, float]]:
-    """Trains for two steps. Returns the step, the split and the value of each loss."""
-    config = get_config().unlock()
-    config.data.update(data)
-    config.data.captions_per_image = 1
-    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
-    config.train.log_every = 1
-    train_and_evaluate(RunSpec.from_config(config), workdir)
-    rows = read_metrics(workdir / "metrics.jsonl")
-    return [(row.step, row.split, row.values["loss"]) for row in rows if "loss" in row.values]
-
-
 @pytest.mark.slow
 def test_two_steps_on_shards_have_the_losses_of_two_steps_on_a_folder(small_images, tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow reads Parquet files")
-    expected = train(tmp_path / "run", root=str(small_images))
+    expected = train_two_steps(tmp_path / "run", captions_per_image=1, root=str(small_images))
     assert len(expected) == 3
     for source, id_column in (("webdataset", "id"), ("parquet", "image_id")):
         root = write_copy(small_images, tmp_path / source, source)
         workdir = tmp_path / f"run_{source}"
-        assert train(workdir, source=source, root=str(root), id_column=id_column) == expected
+        data = {"source": source, "root": str(root), "id_column": id_column}
+        assert train_two_steps(workdir, captions_per_image=1, **data) == expected
 
 
 @pytest.mark.long

@@ -8,12 +8,13 @@ public setting for that.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+from types import ModuleType
 from typing import Any
 
 from etils import epath
-from orbax.checkpoint._src.path import gcs_utils
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from input_pipeline.files import normalise_path
 
@@ -25,18 +26,30 @@ def extend_orbax_to_s3() -> None:
 
     If Orbax has other internals than the release in constraints.txt, nothing may change; `is_extended` finds out.
     """
-    if gcs_utils._GCS_PATH_PREFIX != _SCHEMES:
-        locate_in_gcs = gcs_utils.get_kvstore_for_gcs
-        gcs_utils._GCS_PATH_PREFIX = _SCHEMES
-        gcs_utils.get_kvstore_for_gcs = lambda path: describe_store(path) if _is_s3(path) else locate_in_gcs(path)
-        tensorstore_utils._use_gcs_driver = lambda path: path.startswith(_SCHEMES)
-        tensorstore_utils._normalize_path = normalise_path
+    with contextlib.suppress(ImportError, AttributeError):  # runs on local disks and gs:// do not depend on them
+        gcs_utils, tensorstore_utils = _import_internals()
+        if gcs_utils._GCS_PATH_PREFIX != _SCHEMES:
+            locate_in_gcs = gcs_utils.get_kvstore_for_gcs
+            gcs_utils._GCS_PATH_PREFIX = _SCHEMES
+            gcs_utils.get_kvstore_for_gcs = lambda path: describe_store(path) if _is_s3(path) else locate_in_gcs(path)
+            tensorstore_utils._use_gcs_driver = lambda path: path.startswith(_SCHEMES)
+            tensorstore_utils._normalize_path = normalise_path
 
 
 def is_extended() -> bool:
     """Whether Orbax would write arrays to S3."""
-    spec = tensorstore_utils.build_kvstore_tspec("s3://bucket/run", use_ocdbt=False)
-    return spec.get("driver") == "s3" and gcs_utils.is_gcs_path(epath.Path("s3://bucket/run"))
+    try:
+        gcs_utils, tensorstore_utils = _import_internals()
+        spec = tensorstore_utils.build_kvstore_tspec("s3://bucket/run", use_ocdbt=False)
+        return spec.get("driver") == "s3" and gcs_utils.is_gcs_path(epath.Path("s3://bucket/run"))
+    except (ImportError, AttributeError):
+        return False
+
+
+def _import_internals() -> tuple[ModuleType, ModuleType]:
+    prefix = "orbax.checkpoint._src"
+    path, serialization = f"{prefix}.path.gcs_utils", f"{prefix}.serialization.tensorstore_utils"
+    return importlib.import_module(path), importlib.import_module(serialization)
 
 
 def describe_store(path: str) -> dict[str, Any]:

@@ -12,10 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import ROOT, get_config, run_main, write_images
-
-from caption_jax.specs import RunSpec
-from caption_jax.telemetry.metrics_file import read_metrics
+from small_run import ROOT, run_main, train_two_steps, write_images
 
 pytest.importorskip("array_record", reason="array_record reads and writes shards")
 
@@ -50,25 +47,12 @@ def test_skipped_images_are_counted(small_images, tmp_path, capsys):
     assert "\n1 images could not be read; card.json lists them\n" in output
 
 
-def train(workdir: Path, **data: str) -> list[tuple[int, str, float]]:
-    """Trains for two steps. Returns the step, the split and the value of each loss."""
-    from caption_jax.training.loop import train_and_evaluate
-
-    config = get_config().unlock()
-    config.data.update(data)
-    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
-    config.train.log_every = 1
-    train_and_evaluate(RunSpec.from_config(config), workdir)
-    rows = read_metrics(workdir / "metrics.jsonl")
-    return [(row.step, row.split, row.values["loss"]) for row in rows if "loss" in row.values]
-
-
 @pytest.mark.slow
 def test_a_run_on_prepared_images_has_the_losses_of_a_run_on_the_folder(small_images, tmp_path):
     assert run_main(*list_flags(small_images, tmp_path / "prepared")) == 0
-    expected = train(tmp_path / "folder", root=str(small_images))
+    expected = train_two_steps(tmp_path / "folder", root=str(small_images))
     assert len(expected) == 3
-    assert train(tmp_path / "run", source="prepared", root=str(tmp_path / "prepared")) == expected
+    assert train_two_steps(tmp_path / "run", source="prepared", root=str(tmp_path / "prepared")) == expected
 
 
 def write_large_folder(folder: Path, images: int) -> Path:

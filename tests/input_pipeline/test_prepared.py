@@ -9,11 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_splits import PREPROCESSING, CharacterVocabulary, assert_equal_batches, make_data_spec
-from written_shards import FORMATS, TRAIN, VAL, write_folder, write_shards
+from synthetic_splits import PREPROCESSING, assert_equal_batches, make_data_spec
+from written_shards import (
+    FORMATS,
+    TRAIN,
+    VAL,
+    assert_two_processes_read_equal_parts,
+    make_batches,
+    write_folder,
+    write_shards,
+)
 
 from caption_jax.specs import DataSpec, SplitFractions
-from input_pipeline.batches import TrainBatches, train_batches
 from input_pipeline.errors import ConfigError, DataError, MissingFileError
 from input_pipeline.images import decode_image
 from input_pipeline.pixel_readers import make_pixels
@@ -39,10 +46,6 @@ def write_prepared(spec: DataSpec, folder: Path, **changes) -> Card:
 
 def make_prepared_spec(folder: Path, **changes) -> DataSpec:
     return make_data_spec(source="prepared", root=str(folder), image_size=SIZE, **changes)
-
-
-def make_batches(spec: DataSpec, **processes: int) -> TrainBatches:
-    return train_batches(open_splits(spec)["train"], PREPROCESSING, CharacterVocabulary(), spec, 3, **processes)
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +132,7 @@ def test_batches_are_those_of_the_source_and_resume(source, folder, tmp_path):
 
 
 def test_two_processes_read_the_parts_of_the_batches_of_one(folder, prepared):
-    for index in range(2):
-        part = {"process_index": index, "process_count": 2}
-        expected, actual = make_batches(folder, **part), make_batches(prepared, **part)
-        for _ in range(3):
-            assert_equal_batches(next(actual), next(expected))
-        expected.close()
-        actual.close()
+    assert_two_processes_read_equal_parts(prepared, folder)
 
 
 def test_jpegs_are_close_to_the_pixels(folder, tmp_path):

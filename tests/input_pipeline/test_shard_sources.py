@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 from synthetic_splits import PREPROCESSING, CharacterVocabulary, assert_equal_batches
-from written_shards import FORMATS, TRAIN, VAL, make_members, make_shard_spec, write_folder, write_shards, write_tar
+from written_shards import (
+    FORMATS,
+    TRAIN,
+    VAL,
+    assert_two_processes_read_equal_parts,
+    make_batches,
+    make_members,
+    make_shard_spec,
+    write_folder,
+    write_shards,
+    write_tar,
+)
 
 from caption_jax.specs import SplitFractions
-from input_pipeline.batches import TrainBatches, train_batches
-from input_pipeline.data_spec import DataSpec, SplitFiles, SplitShards
+from input_pipeline.batches import train_batches
+from input_pipeline.data_spec import SplitFiles, SplitShards
 from input_pipeline.errors import ConfigError, DataError
 from input_pipeline.inputs import fingerprint
 from input_pipeline.sources import open_splits
@@ -25,10 +36,6 @@ def source(request) -> str:
     if request.param == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow reads Parquet files")
     return request.param
-
-
-def make_batches(spec: DataSpec, **processes: int) -> TrainBatches:
-    return train_batches(open_splits(spec)["train"], PREPROCESSING, CharacterVocabulary(), spec, 3, **processes)
 
 
 def test_splits_and_images_are_those_of_the_folder(source, tmp_path):
@@ -59,13 +66,7 @@ def test_batches_are_those_of_the_folder_and_resume(source, tmp_path):
 def test_two_processes_read_the_parts_of_the_batches_of_one(source, tmp_path):
     spec = write_shards(tmp_path / "shards", source)
     folder = write_folder(tmp_path / "folder")
-    for index in range(2):
-        part = {"process_index": index, "process_count": 2}
-        expected, actual = make_batches(folder, **part), make_batches(spec, **part)
-        for _ in range(3):
-            assert_equal_batches(next(actual), next(expected))
-        expected.close()
-        actual.close()
+    assert_two_processes_read_equal_parts(spec, folder)
 
 
 @pytest.mark.slow

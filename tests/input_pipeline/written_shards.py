@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from synthetic_splits import make_data_spec, make_png
+from synthetic_splits import PREPROCESSING, CharacterVocabulary, assert_equal_batches, make_data_spec, make_png
 
 from caption_jax.specs import DataSpec
+from input_pipeline.batches import TrainBatches, train_batches
 from input_pipeline.records import Split
+from input_pipeline.sources import open_splits
 
 FORMATS = ("webdataset", "parquet")
 # Key of each image -> its captions. Image i has the colour i.
@@ -108,3 +110,19 @@ def write_folder(folder: Path, **changes: Any) -> DataSpec:
             lines.append(json.dumps({"image": key, "captions": captions, "split": split}) + "\n")
     (folder / "captions.jsonl").write_text("".join(lines))
     return make_data_spec(source="folder", root=str(folder), **changes)
+
+
+def make_batches(spec: DataSpec, **processes: int) -> TrainBatches:
+    """Returns the training batches of a dataset, of three images each."""
+    return train_batches(open_splits(spec)["train"], PREPROCESSING, CharacterVocabulary(), spec, 3, **processes)
+
+
+def assert_two_processes_read_equal_parts(actual: DataSpec, expected: DataSpec) -> None:
+    """Asserts that each of two processes reads the same batches of both datasets."""
+    for index in range(2):
+        part = {"process_index": index, "process_count": 2}
+        expected_batches, batches = make_batches(expected, **part), make_batches(actual, **part)
+        for _ in range(3):
+            assert_equal_batches(next(batches), next(expected_batches))
+        expected_batches.close()
+        batches.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
@@ -57,6 +59,12 @@ def test_a_client_without_access_is_named(bucket, clients, scheme, client, remed
     message = str(error.value)
     assert message.startswith(f"--workdir={workdir}: {client} cannot access the bucket (PermissionError: ")
     assert "\n" not in message and remedy in message
+
+
+def test_another_release_of_orbax_without_these_internals_only_lacks_s3(monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint._src.path.gcs_utils", None)
+    extend_orbax_to_s3()
+    assert not is_extended()
 
 
 def test_orbax_writes_arrays_to_s3_as_it_writes_them_to_gs(monkeypatch):
