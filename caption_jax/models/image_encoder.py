@@ -50,7 +50,7 @@ class ImageEncoder(nn.Module):
             position) or 'both'.
         vector: pooling of the cells before the dense layer of the vector, 'mean' or 'flatten' (concatenation).
         always_vector: whether to compute the vector for the joint embedding even if it is not part of the memory.
-        cell_dropout: fraction of the cells of the grid that are hidden in training, drawn anew for each image.
+        cell_dropout: fraction of the cells of the grid that are hidden in training, sampled per image.
         memory_dropout: dropout rate of the memory.
         memory_encoder: maps the memory to one of the same shape; takes `train`, as `MemoryEncoder` does. None for none.
         dtype: computation dtype.
