@@ -13,7 +13,9 @@ Requires the `ray` extra. The last line is JSON; `ratio` is above 1 if the worke
 from __future__ import annotations
 
 import argparse
+import collections
 import io
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -52,23 +54,27 @@ def write_shards(folder: Path, shards: int, images: int) -> list[Unit]:
     return find_units([str(folder)], 1000)
 
 
-def run_workers(job: Job, units: list[Unit], cpus: int) -> None:
+def run_workers(job: Job, units: list[Unit], cpus: int, conditions: Conditions) -> None:
     """Captions the files with Ray's workers."""
     with running_ray(WORKERS):
-        for _ in caption_units(dict(enumerate(units)), job, WORKERS):
-            pass
+        results = caption_units(dict(enumerate(units)), job, WORKERS)
+        with conditions.measured():  # ends while the workers run, because the time of those that have ended is unknown
+            collections.deque(itertools.islice(results, len(units)), maxlen=0)
+        results.close()
 
 
-def run_processes(job: Job, units: list[Unit], cpus: int) -> None:
+def run_processes(job: Job, units: list[Unit], cpus: int, conditions: Conditions) -> None:
     """Captions the files with processes that divide them in advance."""
     context, rows = multiprocessing.get_context("spawn"), list(enumerate(units))
     processes = [context.Process(target=_run_process, args=(job, rows[n::WORKERS], cpus)) for n in range(WORKERS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        if process.exitcode:
-            raise RuntimeError(f"a process exited with status {process.exitcode}")
+    with conditions.measured():
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    failed = [process.exitcode for process in processes if process.exitcode]
+    if failed:
+        raise RuntimeError(f"a process exited with status {failed[0]}")
 
 
 def _run_process(job: Job, rows: list[tuple[int, Unit]], cpus: int) -> None:
@@ -100,14 +106,14 @@ def main() -> None:
     spec = read_model(workdir).description.spec
     cpus = max(len(os.sched_getaffinity(0)) // WORKERS, 1)
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
-    with tempfile.TemporaryDirectory() as name, conditions.measured():
+    with tempfile.TemporaryDirectory() as name:
         (Path(name) / "shards").mkdir()
         units = write_shards(Path(name) / "shards", options.shards, options.images)
         for number in range(options.rounds):
             for side, run in (("ours", run_workers), ("peer", run_processes)):
                 folder = Path(name) / f"{side}{number}"
                 folder.mkdir()
-                run(Job(workdir, "best", spec.decode, spec.limits, str(folder)), units, cpus)
+                run(Job(workdir, "best", spec.decode, spec.limits, str(folder)), units, cpus, conditions)
                 rates[side].append(compute_rate(folder, options.images))
                 print(f"round {number + 1}, {side}: {rates[side][-1]:.2f} images/s", flush=True)
     ours, peer = (statistics.median(rates[side]) for side in ("ours", "peer"))

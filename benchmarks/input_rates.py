@@ -85,14 +85,14 @@ def make_split(paths: list[str]):
     return Split("train", [Record(Path(path), captions, index) for index, path in enumerate(paths)])
 
 
-def iterate(split, preprocessing, batch: int, worker_type: str, stored):
+def iterate(split, preprocessing, batch: int, worker_type: str, stored, workers: int = CORES):
     """Returns the infinite iterator over batches that training uses."""
     from caption_jax.config import default_config
     from input_pipeline.batches import train_batches
     from input_pipeline.data_spec import DataSpec
     from input_pipeline.prefetch import prefetch_to_device
 
-    values = default_config().data.to_dict() | {"batch_size": batch, "workers": CORES, "worker_type": worker_type}
+    values = default_config().data.to_dict() | {"batch_size": batch, "workers": workers, "worker_type": worker_type}
     data = DataSpec.from_config(values)
     batches = train_batches(split, preprocessing, StubVocabulary(), data, 0, stored=stored)
     return prefetch_to_device(batches, None, data.prefetch)

@@ -52,7 +52,7 @@ def make_side(kind: str, paths: list[str], size: int, batch: int, prepared: Path
     from input_pipeline.images import Preprocessing
 
     split = open_records(prepared, size) if kind == "prepared" else make_split(paths)
-    batches = iterate(split, Preprocessing(size), batch, "threads", None)
+    batches = iterate(split, Preprocessing(size), batch, "threads", None, workers=CORES)
 
     def load_batches() -> None:
         if not all(loaded["mask"].all() for loaded in itertools.islice(batches, len(paths) // batch)):
