@@ -25,7 +25,7 @@ Packed training batches (`packing.py`), with several captions per row, also cont
 
 If rows are divided into blocks, the shape of these arrays is [rows, blocks, block length].
 
-`ShuffledEpochs` defines the order of images, `Shard` selects the images of one process, grain's threads load them with
+`image_order` defines the order of images, `Shard` selects the images of one process, grain's threads load them with
 `ExampleLoader`, several at a time, and `_Batches` assembles the arrays.
 """
 
@@ -43,7 +43,7 @@ from input_pipeline.context import ContextCaptions
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.examples import ExampleLoader, Examples
 from input_pipeline.extras import optional_packages
-from input_pipeline.image_order import Shard, ShuffledEpochs
+from input_pipeline.image_order import Draw, Shard, in_order, make_train_order
 from input_pipeline.images import Preprocessing
 from input_pipeline.inputs import Inputs
 from input_pipeline.pixel_readers import make_pixels
@@ -146,7 +146,7 @@ class _Batches:
             self._loader.inputs.close()
         self._examples = None
 
-    def _iterate(self, order: Sequence[int], start: int) -> Iterator[Examples]:
+    def _iterate(self, order: Sequence[Draw], start: int) -> Iterator[Examples]:
         """Yields the rows of this process, from the global batch at position `start` of `order`."""
         rows = self._loader.inputs.rows_per_read(self.local_size)
         reads_per_batch = -(-self.local_size // rows)
@@ -240,9 +240,11 @@ class TrainBatches(_Batches):
     ):
         loader = ExampleLoader(split, inputs, vocabulary, spec, seed, context)
         super().__init__(loader, spec.batch_size, process_index, process_count, spec.workers)
-        self._order = ShuffledEpochs(len(split), seed)
+        self._order = make_train_order(split, spec.shuffle_window, seed)
         ids = "\n".join(repr(image_id) for image_id in split.image_ids)
         self._sequence = {"seed": seed, "split": hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()}
+        if self._order.fingerprint:
+            self._sequence["order"] = self._order.fingerprint
         if context is not None:
             self._sequence["context"] = context.fingerprint()
         self._consumed = 0  # images, summed over all processes
@@ -262,7 +264,8 @@ class TrainBatches(_Batches):
     def get_state(self) -> dict[str, Any]:
         """Returns the number of consumed images and the identity of their sequence, as a JSON-compatible dictionary.
 
-        "split" is a hash of the image ids in order. The state is the same on every process, and a run may resume with a
+        "split" is a hash of the image ids in the order of the split, and "order" of what else determines the sequence, if
+        it is not a shuffle of the whole split. The state is the same on every process, and a run may resume with a
         different number of processes or batch size.
         """
         return {"images": self._consumed, **self._sequence}
@@ -271,9 +274,9 @@ class TrainBatches(_Batches):
         """Restores a state returned by `get_state`; iteration resumes with the batch after it.
 
         Raises:
-            DataError: the state is from a different sequence (images, context or seed differ).
+            DataError: the state is from a different sequence (images, order, context or seed differ).
         """
-        keys = [key for key in ("seed", "split", "context") if state.get(key) != self._sequence.get(key)]
+        keys = [key for key in ("seed", "split", "order", "context") if state.get(key) != self._sequence.get(key)]
         differences = [f"{key}: saved {state.get(key)}, current {self._sequence.get(key)}" for key in keys]
         if differences:
             raise DataError(
@@ -312,7 +315,7 @@ class EvalBatches(_Batches):
             raise StopIteration
         start = self._batch * self.batch_size
         if self._examples is None:
-            self._examples = self._iterate(range(len(self.split)), start)
+            self._examples = self._iterate(in_order(len(self.split)), start)
         remaining = len(self.split) - start - self._process_index * self.local_size
         batch = self._assemble(min(max(remaining, 0), self.local_size))
         self._batch += 1

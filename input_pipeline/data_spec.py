@@ -125,6 +125,9 @@ class DataSpec:
     max_length: int = 40
     captions_per_image: int = 1  # captions per image per step; 0 for all
     context: str = ""  # index folder with the neighbours of the splits; required if model.context.max_texts > 0
+    # Training images that are shuffled together; 0 for all. Otherwise, the row groups or shards are shuffled, and then the
+    # images of consecutive ones that have about this many images, so that each is read once per epoch (docs/data.md).
+    shuffle_window: int = 0
     batch_size: int = 32  # images per step, over all devices; at most the number of training images
     eval_batch_size: int = 32
     workers: int = 2  # threads or processes that read and decode images
@@ -161,6 +164,7 @@ class DataSpec:
             vocabulary_size=at_least(MIN_VOCABULARY_SIZE if self.tokenizer == "train" else 0, largest=2**22),
             max_length=fitted_or("0 (to fit the captions)", 0, at_least(3, "<s>, a token and </s>", largest=2**16)),
             captions_per_image=at_least(0, "for all"),
+            shuffle_window=at_least(0, "for all images"),
             batch_size=at_least(1),
             eval_batch_size=at_least(1),
             workers=at_least(0, "for none", largest=1024),

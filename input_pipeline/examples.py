@@ -72,16 +72,15 @@ class ExampleLoader:
 
     def __call__(self, rows: Rows) -> Examples:
         """Returns the examples of consecutive rows."""
-        epochs = [position // len(self.split) for position in rows.positions]
-        tokens = np.tile(self.blank, (len(epochs), 1, 1))
-        for row, (index, epoch) in enumerate(zip(rows.indices, epochs, strict=True)):
+        tokens = np.tile(self.blank, (len(rows.indices), 1, 1))
+        for row, (index, epoch) in enumerate(zip(rows.indices, rows.epochs, strict=True)):
             self._select_captions(index, epoch, tokens[row])
         context = None
         if self.context is not None:
             ids = [self.split[index].image_id for index in rows.indices]
-            texts = [self.context.load(key, self._seed, epoch) for key, epoch in zip(ids, epochs, strict=True)]
+            texts = [self.context.load(key, self._seed, epoch) for key, epoch in zip(ids, rows.epochs, strict=True)]
             context = np.stack(texts)
-        inputs, problems = self.inputs.load_rows(rows.indices, epochs)
+        inputs, problems = self.inputs.load_rows(rows.indices, rows.epochs)
         return Examples(rows.indices, tokens, inputs, context, problems)
 
     def _select_captions(self, index: int, epoch: int, tokens: Int32[np.ndarray, "captions length"]) -> None:

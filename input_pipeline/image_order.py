@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int, UInt64
 
-from input_pipeline.records import DataError
+from input_pipeline.records import DataError, Record, Split
+
+
+class Draw(NamedTuple):
+    """An image at a position of the global sequence.
+
+    Attributes:
+        index: index of the image in the split.
+        epoch: 0-based epoch, which selects the captions and views of the image.
+    """
+
+    index: int
+    epoch: int
 
 
 class Rows(NamedTuple):
     """Consecutive rows of a batch.
 
     Attributes:
-        positions: positions of the images in the global sequence.
         indices: indices of the images in the split.
+        epochs: epoch of each image.
     """
 
-    positions: range
     indices: list[int]
+    epochs: list[int]
 
 
 class Shard:
     """The part of the global sequence that one process reads, as a grain data source of `Rows`.
 
     Args:
-        order: index of the image at each position of the global sequence.
+        order: the image at each position of the global sequence.
         start: position of the first image of the first batch.
         batch_size: images per batch, over all processes.
         local_size: images per batch of one process.
@@ -39,7 +53,7 @@ class Shard:
 
     def __init__(
         self,
-        order: Sequence[int],
+        order: Sequence[Draw],
         start: int,
         batch_size: int,
         local_size: int,
@@ -65,30 +79,107 @@ class Shard:
         row = read * self._rows_per_read
         first = self._start + batch * self._batch_size + self._offset
         end = min(first + min(row + self._rows_per_read, self._local_size), len(self._order))
-        positions = range(first + row, end)
-        return Rows(positions, [self._order[position] for position in positions])
+        draws = [self._order[position] for position in range(first + row, end)]
+        return Rows([draw.index for draw in draws], [draw.epoch for draw in draws])
 
 
-class ShuffledEpochs:
-    """Infinite sequence of record indices, shuffled differently in each epoch."""
+class ShuffledEpochs(Sequence[Draw]):
+    """Infinite sequence of the images of a split, shuffled differently in each epoch.
 
-    def __init__(self, count: int, seed: int):
-        if not count:
+    Args:
+        records: the images.
+        seed: seed of the run.
+        window: `config.data.shuffle_window`.
+
+    Attributes:
+        count: number of images.
+        fingerprint: hash of what determines the order besides the seed and the images; "" if there is nothing else.
+        indices: function that returns the indices of the images in an epoch, as an array [images].
+
+    Raises:
+        DataError: there are no images.
+    """
+
+    def __init__(self, records: Sequence[Record], seed: int, window: int = 0):
+        if not records:
             raise DataError("the training split has no images")
-        self._count = count
-        self._shuffle_epoch = functools.lru_cache(maxsize=3)(functools.partial(shuffle_epoch, count, seed))
+        self.count = len(records)
+        if window:
+            blocks = count_blocks(records)
+            self.fingerprint = make_fingerprint(window, blocks.tolist())
+            shuffle = functools.partial(shuffle_windows, blocks, window, seed)
+        else:
+            self.fingerprint = ""
+            shuffle = functools.partial(shuffle_epoch, self.count, seed)
+        self.indices = functools.lru_cache(maxsize=3)(shuffle)
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, position: int) -> int:
-        epoch, index = divmod(position, self._count)
-        return int(self._shuffle_epoch(epoch)[index])
+    def __getitem__(self, position: int) -> Draw:
+        epoch, index = divmod(position, self.count)
+        return Draw(int(self.indices(epoch)[index]), epoch)
 
 
-def shuffle_epoch(count: int, seed: int, epoch: int) -> np.ndarray:
+def in_order(count: int) -> list[Draw]:
+    """Returns the images of an evaluation split, each once."""
+    return [Draw(index, 0) for index in range(count)]
+
+
+def make_train_order(split: Split, window: int, seed: int) -> ShuffledEpochs:
+    """Returns the order of the training images of a run.
+
+    Args:
+        split: the training split.
+        window: `config.data.shuffle_window`.
+        seed: seed of the run.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    return ShuffledEpochs(split.records, seed, window)
+
+
+def shuffle_epoch(count: int, seed: int, epoch: int) -> Int[np.ndarray, " images"]:
     """Returns the order of `count` records in an epoch, the same for all versions of NumPy."""
+    return np.argsort(_draw_numbers(count, f"{seed}/{epoch}"), kind="stable")
+
+
+def shuffle_windows(
+    blocks: Int[np.ndarray, " blocks"], window: int, seed: int, epoch: int
+) -> Int[np.ndarray, " images"]:
+    """Returns an order in which the images of a block are near each other, so that each block is read once.
+
+    The blocks are shuffled and divided into windows of consecutive blocks. The images of a window are shuffled. A window
+    has at least one block, and at most `window` images in addition to those of its last block.
+
+    Args:
+        blocks: number of images of each block, in the order of the split.
+        window: approximate number of images per window.
+        seed: seed of the run.
+        epoch: 0-based epoch.
+    """
+    order = np.argsort(_draw_numbers(len(blocks), f"{seed}/blocks/{epoch}"), kind="stable")
+    sizes = blocks[order]
+    starts = np.cumsum(sizes) - sizes  # positions of the first images of the shuffled blocks
+    first_indices = (np.cumsum(blocks) - blocks)[order]
+    indices = np.arange(sizes.sum()) + np.repeat(first_indices - starts, sizes)
+    windows = np.repeat(starts // window, sizes)
+    return indices[np.lexsort((_draw_numbers(len(indices), f"{seed}/{epoch}"), windows))]
+
+
+def count_blocks(records: Iterable[Record]) -> Int[np.ndarray, " blocks"]:
+    """Returns the number of images of each block: consecutive images of the same row group or shard."""
+    return np.array([len(list(group)) for _, group in itertools.groupby(records, lambda record: record.block)])
+
+
+def make_fingerprint(*values: Any) -> str:
+    """Returns a hash of values that determine an order."""
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
+
+
+def _draw_numbers(count: int, key: str) -> UInt64[np.ndarray, " count"]:
     # NumPy guarantees that raw random numbers are stable across versions, but not permutations. (grain's shuffle takes
     # milliseconds per image on datasets of a few hundred images.)
-    key = int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=16).digest(), "big")
-    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
+    number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big")
+    return np.random.Philox(key=number).random_raw(count)

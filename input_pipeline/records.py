@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,6 +42,11 @@ class Record:
         if not self.name:
             is_file = isinstance(self.image, Path)
             object.__setattr__(self, "name", str(self.image) if is_file else f"image {self.image_id}")
+
+    @property
+    def block(self) -> Hashable:
+        """The row group or shard that holds the image; the id of an image that is stored on its own."""
+        return getattr(self.image, "block", self.image_id)
 
     def source(self) -> Path | bytes:
         """Returns the input of `images.decode_image`: the path or the encoded bytes."""

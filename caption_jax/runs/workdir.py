@@ -49,6 +49,7 @@ _FIXED = (
     "data.interpolation",
     "data.batch_size",
     "data.captions_per_image",
+    "data.shuffle_window",
     "optimizer.name",
 )
 _CONTRASTIVE_WEIGHT = "objective.contrastive_weight"  # may change, but not between zero and positive

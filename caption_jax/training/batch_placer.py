@@ -13,7 +13,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.parameters.sharding import put_batch
 from caption_jax.specs import RunSpec
 from input_pipeline.block_layout import BlockLayout, choose_layout, count_tokens_per_image
-from input_pipeline.image_order import shuffle_epoch
+from input_pipeline.image_order import make_train_order
 from input_pipeline.packing import pack_blocks, pack_captions
 from input_pipeline.records import Split
 from input_pipeline.row_lengths import choose_lengths, sample_tokens_per_image
@@ -93,7 +93,7 @@ def choose_block_layout(
     tokens = count_tokens_per_image(train, vocabulary, data.max_length, captions)
     images = data.batch_size // (mesh.shape["data"] * microbatches)
     lengths = list_block_lengths(spec, mesh, int(tokens.max()))
-    layout = choose_layout(tokens, _iterate_epochs(spec, len(train)), images, lengths, microbatches)
+    layout = choose_layout(tokens, _iterate_epochs(spec, train), images, lengths, microbatches)
     padded = images * captions * (data.max_length - 1)
     if spec.train.packing == "auto" and layout.count_tokens(images) >= padded:
         return None
@@ -131,7 +131,9 @@ def list_block_lengths(spec: RunSpec, mesh: jax.sharding.Mesh, most_tokens: int)
     return [multiple * count for count in range(first, last + 1)]
 
 
-def _iterate_epochs(spec: RunSpec, images: int) -> Iterator[np.ndarray]:
+def _iterate_epochs(spec: RunSpec, train: Split) -> Iterator[np.ndarray]:
     """Yields the order of the training images in each epoch of the run."""
-    epochs = math.ceil(spec.train.steps * spec.data.batch_size / images) + 1  # the last batch may begin another epoch
-    return (shuffle_epoch(images, spec.seed, epoch) for epoch in range(epochs))
+    order = make_train_order(train, spec.data.shuffle_window, spec.seed)
+    # The last batch may begin another epoch.
+    epochs = math.ceil(spec.train.steps * spec.data.batch_size / len(train)) + 1
+    return map(order.indices, range(epochs))

@@ -102,6 +102,11 @@ class PreparedImage:
     size: int
     image_format: str
 
+    @property
+    def block(self) -> str:
+        """The shard."""
+        return self.path
+
     def __call__(self) -> bytes:
         """Returns the image as a file: a JPEG, or raw pixels as a PPM. Raises OSError."""
         content = read_record(self.path, self.row)

@@ -60,18 +60,20 @@ def open_parquet(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, S
         except (OSError, DataError) as error:
             report.add("unreadable shards", str(error))
         group_bytes += reader.group_bytes
-    _log_cost(group_bytes)
+    _log_cost(group_bytes, len(samples), spec.shuffle_window)
     return make_shard_splits(samples, shards, spec, report)
 
 
-def _log_cost(group_bytes: Sequence[int]) -> None:
-    """Logs what a shuffled epoch reads, unless all images stay in memory after they were read once."""
-    mean = sum(group_bytes) // max(len(group_bytes), 1)
-    if sum(group_bytes) > CACHED_BYTES and mean > _LARGE_GROUP:
+def _log_cost(group_bytes: Sequence[int], images: int, window: int) -> None:
+    """Logs what an epoch reads, unless the row groups stay in memory until all of their images were read."""
+    total, mean = sum(group_bytes), sum(group_bytes) // max(len(group_bytes), 1)
+    # Reading the next window begins before all images of the last one are read.
+    fitting = CACHED_BYTES // 2 * images // max(total, 1)
+    if total > CACHED_BYTES and mean > _LARGE_GROUP and not 0 < window <= fitting:
         log.info(
-            "Each image is read with its row group, of %s on average. To read each row group only once, set "
-            'config.data.pixel_cache.use="always".',
-            format_bytes(mean),
+            "Each image is read with its row group, of %s on average. To read each row group only once per epoch, set "
+            'config.data.shuffle_window to at most %d, or config.data.pixel_cache.use="always".',
+            *(format_bytes(mean), fitting),
         )
 
 

@@ -49,6 +49,11 @@ class ParquetImage:
     group: int
     row: int
 
+    @property
+    def block(self) -> tuple[ImageColumn, int]:
+        """The row group."""
+        return self.column, self.group
+
     def __call__(self) -> bytes:
         """Returns the encoded image.
 

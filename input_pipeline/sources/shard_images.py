@@ -109,6 +109,11 @@ class TarImage:
     offset: int
     size: int
 
+    @property
+    def block(self) -> ShardState:
+        """The tar file."""
+        return self.shard
+
     def __call__(self) -> bytes:
         """Returns the encoded image.
 

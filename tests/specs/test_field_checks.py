@@ -40,6 +40,7 @@ INVALID = [
     ("data.max_length", 2, "0 (to fit the captions), or 3 (<s>, a token and </s>) or more"),
     ("data.captions_per_image", -1, "0 (for all) or more"),
     ("data.held_out_images", -1, "0 (for none) or more"),
+    ("data.shuffle_window", -1, "0 (for all images) or more"),
     ("data.batch_size", 0, AT_LEAST_ONE),
     ("data.eval_batch_size", 0, AT_LEAST_ONE),
     ("data.workers", -1, "0 (for none) or more"),
