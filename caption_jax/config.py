@@ -36,12 +36,14 @@ class Config(ConfigDict):
 
 def default_config() -> ConfigDict:
     """Returns a locked config with the default values of all keys."""
-    return _to_config(as_mapping(RunSpec())).lock()
+    return to_config_dict(RunSpec())
 
 
 def to_config_dict(spec: RunSpec) -> ConfigDict:
     """Converts a spec to a locked config that flags can override; the inverse of `RunSpec.from_config`."""
-    return _to_config(as_mapping(spec)).lock()
+    config = _to_config(as_mapping(spec)).lock()
+    config.data.mixture.unlock()  # its keys are the names of the parts
+    return config
 
 
 def _to_config(values: Mapping[str, Any]) -> Config:

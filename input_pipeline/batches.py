@@ -264,9 +264,9 @@ class TrainBatches(_Batches):
     def get_state(self) -> dict[str, Any]:
         """Returns the number of consumed images and the identity of their sequence, as a JSON-compatible dictionary.
 
-        "split" is a hash of the image ids in the order of the split, and "order" of what else determines the sequence, if
-        it is not a shuffle of the whole split. The state is the same on every process, and a run may resume with a
-        different number of processes or batch size.
+        "split" is a hash of the image ids in order, and "order" of what else determines the sequence, if it is not a
+        shuffle of the whole split. The state is the same on every process, and a run may resume with a different number
+        of processes or batch size.
         """
         return {"images": self._consumed, **self._sequence}
 

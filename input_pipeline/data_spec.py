@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,17 @@ from input_pipeline.special_tokens import MIN_VOCABULARY_SIZE
 
 SHARD_SOURCES = ("webdataset", "parquet", "prepared")  # large files with many images each, in the folder `root`
 SOURCES = ("shapes", "folder", "tfds", *SHARD_SOURCES)
+MIXTURE = "mixture"
 RESIZE_MODES = ("stretch", "crop")
 OUTSIDE_POLICIES = ("follow", "refuse")
 INTERPOLATIONS = ("bilinear", "bicubic", "area")
+# Keys that a part of a mixture may set: where its images, captions and splits are, and how they are read.
+PART_KEYS = (
+    *("source", "shapes", "root", "shards", "images", "outside_files", "captions"),
+    *("image_column", "caption_column", "id_column"),
+    *("split_files", "split_field", "split_fractions", "held_out_images"),
+    *("tfds_name", "tfds_dir", "on_error", "shuffle_window"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +91,12 @@ class PixelCacheSpec:
 class DataSpec:
     """The data section of a run's config."""
 
-    # "shapes", "folder" (your own images, COCO folders, Karpathy JSON), "tfds", "webdataset" (tar files), "parquet" or
-    # "prepared" (images of one size, written by the mode `prepare`)
+    # "shapes", "folder" (your own images, COCO folders, Karpathy JSON), "tfds", "webdataset" (tar files), "parquet",
+    # "prepared" (images of one size, written by the mode `prepare`) or "mixture" (several of them)
     source: str = "shapes"
+    # Parts of a mixture: name -> {"weight": relative number of training images, "source": .., "root": .., ..}. Keys
+    # that a part does not set have the values of this section (docs/data.md).
+    mixture: dict[str, Any] = dataclasses.field(default_factory=dict)
     shapes: str = "full"  # shapes source: "full" (6,600 scenes) or "tiny" (240, for tests)
     root: str = ""  # folder source: base folder of `images` and `captions`; otherwise the folder of shards
     # webdataset, parquet: the shards of each split; empty for all shards in `root`, whose names can specify a split
@@ -125,8 +137,8 @@ class DataSpec:
     max_length: int = 40
     captions_per_image: int = 1  # captions per image per step; 0 for all
     context: str = ""  # index folder with the neighbours of the splits; required if model.context.max_texts > 0
-    # Training images that are shuffled together; 0 for all. Otherwise, the row groups or shards are shuffled, and then the
-    # images of consecutive ones that have about this many images, so that each is read once per epoch (docs/data.md).
+    # Training images that are shuffled together; 0 for all. Otherwise, the row groups or shards are shuffled, and then
+    # the images of those next to each other that have about this many, so that each is read once per epoch.
     shuffle_window: int = 0
     batch_size: int = 32  # images per step, over all devices; at most the number of training images
     eval_batch_size: int = 32
@@ -143,6 +155,7 @@ class DataSpec:
             "split_files": SplitFiles,
             "shards": SplitShards,
             "split_fractions": SplitFractions,
+            "mixture": _to_dict,
             "pixel_cache": PixelCacheSpec,
             "feature_cache": FeatureCacheSpec,
         }
@@ -152,7 +165,7 @@ class DataSpec:
         check_fields(
             self,
             "config.data",
-            source=one_of(*SOURCES),
+            source=one_of(*SOURCES, MIXTURE),
             shapes=one_of("full", "tiny"),
             outside_files=one_of(*OUTSIDE_POLICIES),
             captions=strings("files"),
@@ -177,3 +190,106 @@ class DataSpec:
                 f"{show(self.feature_cache.stage)}, but training reads either pixels or features: set one of them to "
                 '"never" or ""'
             )
+        if self.source == MIXTURE:
+            self.list_parts()
+
+    def list_parts(self) -> tuple[PartSpec, ...]:
+        """Returns the parts of a mixture, in the order of their names.
+
+        Raises:
+            ConfigError: there are none, or a key of one is invalid.
+        """
+        if not self.mixture:
+            raise ConfigError(
+                'config.data.source is "mixture", but config.data.mixture has no parts: set it to {"NAME": {"source": '
+                '"folder", "root": "FOLDER", "weight": 1.0}, ...}'
+            )
+        return tuple(_make_part(self, name, self.mixture[name]) for name in sorted(self.mixture))
+
+    def report_subject(self, name: str) -> str:
+        """Returns the subject of a report of problems in a folder or a split."""
+        return name
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSpec(DataSpec):
+    """The data section of a part of a mixture.
+
+    Attributes:
+        part: name of the part.
+        weight: relative number of training images.
+    """
+
+    part: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, "config.data", weight=interval("(0, inf)"))
+
+    def report_subject(self, name: str) -> str:
+        """Returns the subject of a report of problems in a folder or a split of this part; of all if `name` is ""."""
+        subject = f"the part {self.part} of the mixture"
+        return f"{subject}, {name}" if name else subject
+
+
+_PART_KEY = re.compile(rf"config\.data\.(?=(?:{'|'.join((*PART_KEYS, 'weight'))})\b)")
+
+
+def name_part(message: str, name: str) -> str:
+    """Replaces the keys of `config.data` in a message with those of a part of a mixture."""
+    return _PART_KEY.sub(f"config.data.mixture.{name}.", message)
+
+
+def _make_part(data: DataSpec, name: str, values: Any) -> PartSpec:
+    key = f"config.data.mixture.{name}"
+    if not str(name).isidentifier():
+        raise ConfigError(f"config.data.mixture: the name {show(name)} of a part must consist of letters, digits and _")
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f'{key} is {show(values)}; it must be a dictionary {{"source": .., "root": .., "weight": ..}}'
+        )
+    inherited = {field.name: getattr(data, field.name) for field in dataclasses.fields(DataSpec)}
+    settings = {"weight": PartSpec.weight, **{part_key: inherited[part_key] for part_key in PART_KEYS}}
+    try:
+        for part_key, value in values.items():
+            _check_part_key(part_key, value, key)
+            settings[part_key] = _convert(settings[part_key], value, f"config.data.{part_key}")
+        if settings["source"] == MIXTURE:
+            raise ConfigError(f"config.data.source must be set to one of {', '.join(SOURCES)}")
+        return PartSpec(**{**inherited, **settings, "mixture": {}, "part": name})
+    except ConfigError as error:
+        raise ConfigError(name_part(str(error), name)) from None
+
+
+def _check_part_key(name: str, value: Any, key: str) -> None:
+    if name == MIXTURE or (name == "source" and value == MIXTURE):
+        raise ConfigError(f"{key}.{name}: a part cannot be a mixture; add its parts to config.data.mixture")
+    if name in PART_KEYS or name == "weight":
+        return
+    if name in {field.name for field in dataclasses.fields(DataSpec)}:
+        raise ConfigError(f"{key}.{name} must be the same for all parts: set config.data.{name} instead")
+    raise ConfigError(f"{key} has no key {show(name)}; its keys are weight, {', '.join(PART_KEYS)}")
+
+
+def _convert(default: Any, value: Any, key: str) -> Any:
+    """Returns a value of a part in the type of the value that it replaces."""
+    if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
+        fields = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+        for name in value:
+            if name not in fields:
+                raise ConfigError(f"{key} has no key {show(name)}; its keys are {', '.join(fields)}")
+        values = {name: _convert(fields[name], item, f"{key}.{name}") for name, item in value.items()}
+        return dataclasses.replace(default, **values)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise ConfigError(f"{key} is {show(value)}; it must be of type {type(default).__name__}")
+    return value
+
+
+def _to_dict(**values: Any) -> dict[str, Any]:
+    """Converts nested mappings to dictionaries."""
+    return {key: _to_dict(**value) if hasattr(value, "items") else value for key, value in values.items()}

@@ -120,23 +120,82 @@ class ShuffledEpochs(Sequence[Draw]):
         epoch, index = divmod(position, self.count)
         return Draw(int(self.indices(epoch)[index]), epoch)
 
+    def take(self, start: int, count: int) -> Int[np.ndarray, " count"]:
+        """Returns the indices of `count` images from a position of the sequence."""
+        first, last = start // self.count, (start + count - 1) // self.count
+        indices = np.concatenate([self.indices(epoch) for epoch in range(first, last + 1)])
+        return indices[start - first * self.count :][:count]
+
+
+class MixedEpochs(Sequence[Draw]):
+    """Infinite sequence of the images of a mixture, in epochs with as many images as there are in all parts together.
+
+    All epochs have the same number of images of each part, in proportion to the weights. Their positions are shuffled.
+    The images of a part have the order of its `ShuffledEpochs`, which continues in the next epoch, so that each is used
+    once before any is used again. The epoch of a `Draw` is that of the part.
+
+    Args:
+        split: the training split, with parts.
+        seed: seed of the run.
+
+    Attributes:
+        fingerprint: see `ShuffledEpochs`.
+    """
+
+    def __init__(self, split: Split, seed: int):
+        self._seed, self._count = seed, len(split)
+        self._first = np.cumsum([0] + [part.images for part in split.parts])
+        self._parts = [
+            ShuffledEpochs(split.records[first : first + part.images], seed, part.shuffle_window)
+            for first, part in zip(self._first, split.parts, strict=False)
+        ]
+        self._ends = np.cumsum([part.images_per_epoch for part in split.parts])
+        self.fingerprint = make_fingerprint(
+            [(part.images, part.images_per_epoch) for part in split.parts], [part.fingerprint for part in self._parts]
+        )
+        self._draw_epoch = functools.lru_cache(maxsize=3)(self._mix)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> Draw:
+        epoch, row = divmod(position, self._count)
+        indices, epochs = self._draw_epoch(epoch)
+        return Draw(int(indices[row]), int(epochs[row]))
+
+    def indices(self, epoch: int) -> Int[np.ndarray, " images"]:
+        """Returns the indices of the images in an epoch."""
+        return self._draw_epoch(epoch)[0]
+
+    def _mix(self, epoch: int) -> Int[np.ndarray, "2 images"]:
+        """Returns the indices of the images in an epoch, and the epochs of their parts."""
+        rows = np.argsort(_draw_numbers(self._count, f"{self._seed}/parts/{epoch}"), kind="stable")
+        draws = np.empty((2, self._count), np.int64)
+        for part, first, rows_of_part in zip(self._parts, self._first, np.split(rows, self._ends[:-1]), strict=False):
+            start, count = epoch * len(rows_of_part), len(rows_of_part)
+            images = np.stack([first + part.take(start, count), np.arange(start, start + count) // part.count])
+            draws[:, np.sort(rows_of_part)] = images
+        return draws
+
 
 def in_order(count: int) -> list[Draw]:
     """Returns the images of an evaluation split, each once."""
     return [Draw(index, 0) for index in range(count)]
 
 
-def make_train_order(split: Split, window: int, seed: int) -> ShuffledEpochs:
+def make_train_order(split: Split, window: int, seed: int) -> ShuffledEpochs | MixedEpochs:
     """Returns the order of the training images of a run.
 
     Args:
         split: the training split.
-        window: `config.data.shuffle_window`.
+        window: `config.data.shuffle_window`; unused for a mixture, whose parts have their own.
         seed: seed of the run.
 
     Raises:
         DataError: the split is empty.
     """
+    if split.parts:
+        return MixedEpochs(split, seed)
     return ShuffledEpochs(split.records, seed, window)
 
 
@@ -150,8 +209,8 @@ def shuffle_windows(
 ) -> Int[np.ndarray, " images"]:
     """Returns an order in which the images of a block are near each other, so that each block is read once.
 
-    The blocks are shuffled and divided into windows of consecutive blocks. The images of a window are shuffled. A window
-    has at least one block, and at most `window` images in addition to those of its last block.
+    The blocks are shuffled and divided into windows of consecutive blocks. The images of a window are shuffled. A
+    window has at least one block, and fewer than `window` images besides those of its last block.
 
     Args:
         blocks: number of images of each block, in the order of the split.

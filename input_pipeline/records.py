@@ -58,12 +58,36 @@ def order_by_hash(items: Iterable[Item], get_id: Callable[[Item], str | int]) ->
     return sorted(items, key=lambda item: hashlib.blake2b(repr(get_id(item)).encode()).digest())
 
 
-class Split(Sequence[Record]):
-    """The records of one split, in a fixed order."""
+@dataclasses.dataclass(frozen=True)
+class SplitPart:
+    """Consecutive images of a split, from one part of a mixture.
 
-    def __init__(self, name: str, records: Sequence[Record]):
+    Attributes:
+        name: name of the part.
+        images: number of images, at least 1.
+        images_per_epoch: number of images that an epoch of the mixture draws from the part, at least 1.
+        shuffle_window: `config.data.shuffle_window` of the part.
+    """
+
+    name: str
+    images: int
+    images_per_epoch: int
+    shuffle_window: int
+
+
+class Split(Sequence[Record]):
+    """The records of one split, in a fixed order.
+
+    Args:
+        name: "train", "val" or "test".
+        records: the records.
+        parts: the parts of the training split of a mixture, in the order of their records; () if it is not a mixture.
+    """
+
+    def __init__(self, name: str, records: Sequence[Record], parts: Sequence[SplitPart] = ()):
         self.name = name
         self.records = records
+        self.parts = tuple(parts)
 
     def __len__(self) -> int:
         return len(self.records)

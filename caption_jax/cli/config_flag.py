@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from caption_jax.errors import UnknownKeyError
+from input_pipeline.data_spec import PART_KEYS, PartSpec
 
 _HELP = "The config of the run."
 
@@ -21,8 +22,39 @@ def define_config(config: ConfigDict, argv: Sequence[str], values: flags.FlagVal
     Raises:
         UnknownKeyError: a flag in `argv` sets a key that the config does not have; the message names similar keys.
     """
+    _add_part_keys(config, argv)
     with _unknown_keys(config, argv):
         config_flags.DEFINE_config_dict("config", config, _HELP, flag_values=values, sys_argv=list(argv))
+
+
+def _add_part_keys(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Adds the keys that `argv` sets to the parts of a mixture, which otherwise inherit them from `config.data`."""
+    parts = config.get("data", ConfigDict()).get("mixture", ConfigDict())
+    for argument in argv:
+        name = argument.partition("=")[0]
+        if not name.startswith("--config.data.mixture."):
+            continue
+        part, *path = name.removeprefix("--config.data.mixture.").split(".")
+        if isinstance(parts.get(part), ConfigDict) and path and path[0] in (*PART_KEYS, "weight"):
+            with parts[part].unlocked():
+                _add_key(parts[part], ConfigDict({**config.data, "weight": PartSpec.weight}), path)
+
+
+def _add_key(node: ConfigDict, defaults: ConfigDict, path: Sequence[str]) -> None:
+    """Adds a key of any depth with its default, unless the config has it. Numbers get the type of the default."""
+    key, *rest = path
+    if key not in defaults:
+        return
+    default = defaults[key]
+    if rest and isinstance(default, ConfigDict):
+        node[key] = node.get(key, ConfigDict())
+        _add_key(node[key], default, rest)
+    elif key not in node:
+        node[key] = default
+    elif isinstance(default, float) and isinstance(node[key], int):
+        value = float(node[key])
+        del node[key]  # to change its type
+        node[key] = value
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 from absl import flags
 
 from caption_jax.cli.command_flags import spec_from_flags
+from caption_jax.errors import ConfigError
 from caption_jax.telemetry.progress import SILENT
 from caption_jax.telemetry.progress_displays import open_display
+from input_pipeline.data_spec import MIXTURE
 from input_pipeline.disk_faults import format_bytes
 from input_pipeline.files import local_path
 from input_pipeline.prepared.card import CARD, Card
@@ -18,6 +20,11 @@ from input_pipeline.terminal_text import escape
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the shards and their card, or continues an interrupted preparation; returns the exit status."""
     spec = spec_from_flags(options, "defer")
+    if spec.data.source == MIXTURE:
+        raise ConfigError(
+            'config.data.source is "mixture": prepare each part with a config of its own, and set the source and root '
+            "of the part to the prepared folder"
+        )
     folder = local_path(options.out, "--out")
     request = Request(folder, spec.data, options.image_format, options.jpeg_quality, spec.limits)
     read_settings(folder)  # before any work is done

@@ -15,7 +15,7 @@ from caption_jax.runs.loading import Model
 from caption_jax.runs.sessions import read_sessions
 from caption_jax.runs.soup_record import read_record
 from caption_jax.specs import RunSpec
-from input_pipeline.data_spec import SHARD_SOURCES
+from input_pipeline.data_spec import MIXTURE, SHARD_SOURCES, DataSpec
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,14 @@ def read_facts(workdir: epath.Path, model: Model) -> RunFacts:
 
 def describe_dataset(spec: RunSpec) -> str:
     """Returns the name of the dataset of a run, without the folders of the computer that trained it."""
-    data = spec.data
+    return _describe_source(spec.data)
+
+
+def _describe_source(data: DataSpec) -> str:
+    if data.source == MIXTURE:
+        return "; ".join(
+            f"{part.part} (weight {part.weight:g}): {_describe_source(part)}" for part in data.list_parts()
+        )
     if data.source == "folder":
         return f"images and captions in a folder named {epath.Path(data.root).name or 'images'}"
     if data.source == "tfds":

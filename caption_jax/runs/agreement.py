@@ -6,6 +6,7 @@ Processes that run different programs wait for each other forever, or fail in a 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import hashlib
 import json
@@ -28,14 +29,16 @@ from caption_jax.runtime.exchange import TIMEOUT_SECONDS, judge_together, report
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.specs.conversion import flatten
 from input_pipeline.files import storage_path, write_atomically
+from input_pipeline.image_order import make_train_order
 from input_pipeline.records import Split
 
 if TYPE_CHECKING:
     from caption_jax.runs.experiment import Experiment
 
-# Keys that may have different values in each process.
+# Patterns of keys that may have different values in each process.
 _LOCAL_KEYS = (
     *("data.root", "data.tfds_dir", "data.feature_cache.folder", "data.pixel_cache.folder"),
+    *("data.mixture.*.root", "data.mixture.*.tfds_dir"),
     *("data.workers", "data.worker_type", "data.prefetch"),
 )
 # Packages that determine the compiled programs and the format of checkpoints.
@@ -162,6 +165,9 @@ def collect_facts(experiment: Experiment, *, trains: bool) -> dict[str, str]:
     installed = versions()
     facts = {f"the version of {name}": installed[name] for name in _COMMON_PACKAGES}
     facts |= {f"the split {name}": _describe_split(split) for name, split in sorted(experiment.splits.items())}
+    if trains:
+        order = make_train_order(experiment.split("train"), spec.data.shuffle_window, spec.seed)
+        facts["the order of the training images"] = order.fingerprint or "a shuffle of all"
     facts["the vocabulary"] = f"{vocabulary.size:,} tokens ({vocabulary.fingerprint()[:8]})"
     if trains:
         facts["the workdir"] = "a run to resume" if experiment.resumes else "a new run"
@@ -255,7 +261,8 @@ def _describe_split(split: Split) -> str:
 
 def _describe_spec(spec: RunSpec) -> dict[str, str]:
     values = flatten(as_mapping(spec))
-    return {f"config.{key}": repr(value) for key, value in sorted(values.items()) if key not in _LOCAL_KEYS}
+    common = [key for key in sorted(values) if not any(fnmatch.fnmatchcase(key, pattern) for pattern in _LOCAL_KEYS)]
+    return {f"config.{key}": repr(values[key]) for key in common}
 
 
 def _name_processes(indices: Sequence[int], reports: Sequence[Mapping[str, Any]]) -> str:

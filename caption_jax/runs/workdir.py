@@ -6,6 +6,7 @@ docs/workdir.md lists all files. Paths may be local or on a bucket (`gs://...`).
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import importlib.metadata
 import json
 import platform
@@ -34,10 +35,11 @@ _PACKAGES = (
     *("pillow", "simplejpeg", "kornia-rs"),
 )
 
-# A run cannot be resumed if any of these change, because its parameters, token ids or data order would not match.
+# A run cannot be resumed if keys that match these patterns change, because its parameters, token ids or data order
+# would not match.
 _FIXED = (
     "seed",
-    "model.",
+    "model.*",
     "data.source",
     "data.tokenizer",
     "data.vocabulary_size",
@@ -50,6 +52,7 @@ _FIXED = (
     "data.batch_size",
     "data.captions_per_image",
     "data.shuffle_window",
+    *(f"data.mixture.*.{key}" for key in ("weight", "source", "shuffle_window")),
     "optimizer.name",
 )
 _CONTRASTIVE_WEIGHT = "objective.contrastive_weight"  # may change, but not between zero and positive
@@ -186,7 +189,7 @@ def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Pa
 
 
 def _is_fixed(key: str) -> bool:
-    return any(key == fixed or (fixed.endswith(".") and key.startswith(fixed)) for fixed in _FIXED)
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in _FIXED)
 
 
 def versions() -> dict[str, str]:

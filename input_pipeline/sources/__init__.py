@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from input_pipeline.data_spec import DataSpec
+from input_pipeline.data_spec import MIXTURE, DataSpec
 from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import DataError, Report, Split, check_splits, order_by_hash
 
@@ -21,10 +21,10 @@ def open_splits(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Sp
         DataError: the data has problems, or two splits share an image.
     """
     splits = read_splits(spec, limits)
-    if spec.held_out_images:
+    if spec.held_out_images and spec.source != MIXTURE:  # parts hold out their own images
         splits = hold_out(splits, spec.held_out_images)
     if "train" in splits:
-        splits["train"] = _drop_uncaptioned(splits["train"], spec.on_error)
+        splits["train"] = _drop_uncaptioned(splits["train"], spec)
     return splits
 
 
@@ -56,6 +56,10 @@ def _read_source(spec: DataSpec, limits: Limits) -> dict[str, Split]:
         from input_pipeline.sources.prepared import open_prepared
 
         return open_prepared(spec)
+    if source == MIXTURE:
+        from input_pipeline.sources.mixture import open_mixture
+
+        return open_mixture(spec, lambda part: open_splits(part, limits))
     from input_pipeline.sources.shapes import open_shapes
 
     return open_shapes(spec)
@@ -87,11 +91,11 @@ def hold_out(splits: dict[str, Split], count: int) -> dict[str, Split]:
     return result | ({"test": Split("test", list(renamed))} if renamed else {})
 
 
-def _drop_uncaptioned(train: Split, on_error: str) -> Split:
+def _drop_uncaptioned(train: Split, spec: DataSpec) -> Split:
     """Drops training images without captions, because empty captions would train the model to output nothing."""
-    report = Report(f"the split {train.name!r}")
+    report = Report(spec.report_subject(f"the split {train.name!r}"))
     report.extend("images without captions", (record.name for record in train if not record.captions))
-    report.finish(on_error, "Skip them with --config.data.on_error=skip.")
+    report.finish(spec.on_error, "Skip them with --config.data.on_error=skip.")
     return Split(train.name, [record for record in train if record.captions]) if report else train
 
 

@@ -48,7 +48,7 @@ def open_folder(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Sp
     """
     root = find_root(spec, "images and captions")
     spec = _find_folders(spec, root)
-    report = Report(str(root))
+    report = Report(spec.report_subject(str(root)))
     folder = root / spec.images
     data_root = DataRoot(root, _list_named_folders(spec, root), spec.outside_files)
     images, hints = _read_captions(spec, data_root, report, limits)

@@ -49,7 +49,7 @@ def open_parquet(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, S
         import pyarrow.parquet  # noqa: F401 - for the error if it is missing
 
     check_keys(spec)
-    report = Report(spec.root or ".")
+    report = Report(spec.report_subject(spec.root or "."))
     shards = find_shards(spec, ".parquet", report)
     samples: list[Sample] = []
     group_bytes: list[int] = []

@@ -25,7 +25,7 @@ def open_prepared(spec: DataSpec) -> dict[str, Split]:
     card = read_card(folder)
     _check_preprocessing(card, spec, folder)
     _check_split_rules(card, spec, folder)
-    report = Report(str(folder))
+    report = Report(spec.report_subject(str(folder)))
     splits = {}
     for split, entry in card.splits.items():
         records: list[Record] = []

@@ -53,7 +53,7 @@ def open_webdataset(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str
         ConfigError: the splits are defined by keys of the folder source.
     """
     check_keys(spec)
-    report = Report(spec.root or ".")
+    report = Report(spec.report_subject(spec.root or "."))
     shards = find_shards(spec, ".tar", report)
     reader = _ShardReader(spec, limits)
     samples: list[Sample] = []

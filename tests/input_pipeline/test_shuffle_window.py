@@ -132,7 +132,7 @@ def test_windowed_batches_resume_and_do_not_depend_on_the_number_of_processes(wi
 def test_a_state_of_another_window_is_rejected(windowed):
     state = make_batches(windowed).get_state()
     for window in (0, 10):
-        with pytest.raises(DataError, match="different data .order: saved "):
+        with pytest.raises(DataError, match=r"different data \(order: saved "):
             make_batches(dataclasses.replace(windowed, shuffle_window=window)).set_state(state)
 
 

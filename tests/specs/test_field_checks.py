@@ -29,7 +29,7 @@ VIT = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
 INVALID = [
     ("seed", 2**63, "64-bit integer"),
     ("dtype", "float16", "'auto', 'bfloat16' or 'float32'"),
-    ("data.source", "web", "'shapes', 'folder', 'tfds', 'webdataset', 'parquet' or 'prepared'"),
+    ("data.source", "web", "'shapes', 'folder', 'tfds', 'webdataset', 'parquet', 'prepared' or 'mixture'"),
     ("data.shapes", "huge", "'full' or 'tiny'"),
     ("data.captions", (1,), "a list of files"),
     ("data.on_error", "go on", "'stop' or 'skip'"),

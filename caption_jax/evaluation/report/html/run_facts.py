@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from caption_jax.runs.sessions import EARLY_STOPPING, ERROR, LAST_STEP, STOP_REQUESTED, Session
 from caption_jax.specs import DataSpec
 from caption_jax.telemetry.metrics_file import Row
-from input_pipeline.data_spec import SHARD_SOURCES
+from input_pipeline.data_spec import MIXTURE, SHARD_SOURCES
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def describe_data(data: DataSpec) -> str:
         return f"folder {data.root or '.'}{captions}"
     if data.source == "tfds":
         return f"TensorFlow dataset {data.tfds_name}"
+    if data.source == MIXTURE:
+        return "; ".join(f"{part.part} (weight {part.weight:g}): {describe_data(part)}" for part in data.list_parts())
     if data.source in SHARD_SOURCES:
         return f"{data.source} shards in {data.root or '.'}"
     return f"rendered scenes of shapes ({data.shapes})"
