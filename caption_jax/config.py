@@ -36,14 +36,12 @@ class Config(ConfigDict):
 
 def default_config() -> ConfigDict:
     """Returns a locked config with the default values of all keys."""
-    return to_config_dict(RunSpec())
+    return _to_config(as_mapping(RunSpec())).lock()
 
 
 def to_config_dict(spec: RunSpec) -> ConfigDict:
     """Converts a spec to a locked config that flags can override; the inverse of `RunSpec.from_config`."""
-    config = _to_config(as_mapping(spec)).lock()
-    config.data.mixture.unlock()  # its keys are the names of the parts
-    return config
+    return _to_config(as_mapping(spec)).lock()
 
 
 def _to_config(values: Mapping[str, Any]) -> Config:

@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     These are dropout, augmentation, captions that change with the epoch, batch norms, gradient accumulation, averaged
     weights and two training phases. The variant "cached" freezes the lower stages of the encoder and caches their
     features. The variant "frozen" freezes the whole encoder, caches its features, and adds a text encoder for search.
+    The variant "mixture" reads tar and Parquet shards, whose folders are set by flags.
     """
     from tests.small_run import get_config as small_config
 
@@ -60,6 +61,12 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.text_encoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 32})
         config.model.joint_embedding.width = 16
         config.data.batch_size = 8
+    if variant == "mixture":
+        config.data.source, config.data.split_field = "mixture", ""
+        config.data.mixture = {
+            "tar": {"source": "webdataset", "id_column": "id", "weight": 3.0},
+            "rows": {"source": "parquet", "shuffle_window": 4},
+        }
     config.train.steps = STEPS
     config.train.log_every = 1
     config.train.eval_every = 15

@@ -165,9 +165,6 @@ def collect_facts(experiment: Experiment, *, trains: bool) -> dict[str, str]:
     installed = versions()
     facts = {f"the version of {name}": installed[name] for name in _COMMON_PACKAGES}
     facts |= {f"the split {name}": _describe_split(split) for name, split in sorted(experiment.splits.items())}
-    if trains:
-        order = make_train_order(experiment.split("train"), spec.data.shuffle_window, spec.seed)
-        facts["the order of the training images"] = order.fingerprint or "a shuffle of all"
     facts["the vocabulary"] = f"{vocabulary.size:,} tokens ({vocabulary.fingerprint()[:8]})"
     if trains:
         facts["the workdir"] = "a run to resume" if experiment.resumes else "a new run"
@@ -177,7 +174,11 @@ def collect_facts(experiment: Experiment, *, trains: bool) -> dict[str, str]:
         if pointer := read_pointer(storage_path(parse_source(name).folder)):
             facts[f"the best model of {name}"] = f"{pointer.folder} ({pointer.manifest[:8]})"
     facts["the compute dtype"] = str(compute_dtype(spec.dtype))
-    return {**facts, **_describe_spec(spec)}
+    facts |= _describe_spec(spec)
+    if trains:
+        order = make_train_order(experiment.split("train"), spec.data.shuffle_window, spec.seed)
+        facts["the order of the training images"] = order.fingerprint or "a shuffle of all"
+    return facts
 
 
 def compare_facts(reports: Sequence[Mapping[str, Any]]) -> str:

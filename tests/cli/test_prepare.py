@@ -47,6 +47,13 @@ def test_skipped_images_are_counted(small_images, tmp_path, capsys):
     assert "\n1 images could not be read; card.json lists them\n" in output
 
 
+def test_parts_of_a_mixture_are_prepared_one_by_one(tmp_path, capsys):
+    config = ROOT / "tests" / "resume_run.py"
+    assert run_main("prepare", f"--config={config}:mixture", f"--out={tmp_path}/prepared", reports_errors=True) == 1
+    assert 'config.data.source is "mixture": prepare each part with a config of its own' in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_on_prepared_images_has_the_losses_of_a_run_on_the_folder(small_images, tmp_path):
     assert run_main(*list_flags(small_images, tmp_path / "prepared")) == 0

@@ -12,20 +12,31 @@ import numpy as np
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
-from synthetic_splits import assert_equal_batches, make_data_spec
-from written_shards import TRAIN, VAL, make_batches, make_members, write_folder, write_shards, write_tar
+from synthetic_splits import make_data_spec
+from written_shards import (
+    TRAIN,
+    VAL,
+    assert_processes_continue,
+    make_batches,
+    make_members,
+    read_batches,
+    write_folder,
+    write_shards,
+    write_tar,
+)
 
 from caption_jax.cli.config_flag import define_config
 from caption_jax.config import default_config, to_config_dict
-from caption_jax.errors import UnknownKeyError
-from caption_jax.specs import DataSpec, RunSpec, SplitFractions, as_mapping
+from caption_jax.errors import UnknownKeyError, WorkdirError
+from caption_jax.runs.workdir import check_resumable
+from caption_jax.specs import DataSpec, RunSpec, SplitFractions, as_mapping, differences
 from input_pipeline.errors import ConfigError, DataError, MissingFileError
 from input_pipeline.image_order import make_train_order
 from input_pipeline.sources import open_splits
 
 
 def make_mixture_spec(parts: dict[str, Any], **changes: Any) -> DataSpec:
-    return make_data_spec(source="mixture", mixture=parts, **changes)
+    return dataclasses.replace(make_data_spec(), source="mixture", mixture=parts, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +104,9 @@ def test_captions_of_an_image_are_used_equally_often(spec):
 
 
 def test_batches_resume_and_do_not_depend_on_the_number_of_processes(spec):
-    whole = make_batches(spec)
-    expected = [next(whole) for _ in range(12)]
-    whole.close()
-    state = json.loads(json.dumps({**whole.get_state(), "images": 5 * 4}))
-    for count in (1, 2, 4):
-        parts = [make_batches(spec, process_index=index, process_count=count) for index in range(count)]
-        for part in parts:
-            part.set_state(state)
-        for batch in expected[5:]:
-            rows = [next(part) for part in parts]
-            assert_equal_batches({key: np.concatenate([row[key] for row in rows]) for key in batch}, batch)
-            assert batch["mask"].all()
-        for part in parts:
-            part.close()
+    expected = read_batches(spec, 12)
+    assert_processes_continue(spec, expected, start=5)
+    assert all(batch["mask"].all() for batch in expected)
 
 
 def test_a_state_of_other_weights_is_rejected(spec):
@@ -130,7 +130,7 @@ def test_a_mixture_of_one_part_has_the_order_of_its_source(window, tmp_path):
 
 def test_parts_inherit_the_keys_that_they_do_not_set(folder):
     parts = {"a": {"source": "folder", "split_fractions": {"test": 0.5}}, "b": {"source": "shapes", "on_error": "stop"}}
-    data = make_mixture_spec(parts, root=folder, on_error="skip", split_fractions={"val": 0.25, "test": 0.0})
+    data = make_mixture_spec(parts, root=folder, on_error="skip", split_fractions=SplitFractions(val=0.25))
     first, second = data.list_parts()
     assert (first.root, first.on_error, first.weight) == (folder, "skip", 1.0)
     assert first.split_fractions == SplitFractions(val=0.25, test=0.5)
@@ -154,8 +154,7 @@ def apply_flags(config: ConfigDict, *argv: str) -> RunSpec:
 def make_config() -> ConfigDict:
     config = default_config()
     config.data.source = "mixture"
-    config.data.mixture.coco = {"source": "parquet", "root": "COCO", "weight": 2}
-    config.data.mixture.mine = {"source": "folder"}
+    config.data.mixture = {"coco": {"source": "parquet", "root": "COCO", "weight": 2}, "mine": {"source": "folder"}}
     return config
 
 
@@ -219,6 +218,19 @@ def test_wrong_parts_are_one_line_with_their_key(parts, message):
 
 def test_parts_are_not_checked_for_another_source():
     assert DataSpec(source="folder", mixture={"a": {"weight": 0.0}}).source == "folder"
+
+
+def test_a_run_may_be_resumed_with_moved_parts_but_not_with_other_weights(spec):
+    def change(**values: Any) -> RunSpec:
+        return RunSpec(
+            data=dataclasses.replace(spec, mixture={**spec.mixture, "big": {**spec.mixture["big"], **values}})
+        )
+
+    run = RunSpec(data=spec)
+    check_resumable(differences(run, change(root="moved")), "run")
+    for changed in (change(weight=2.0), change(shuffle_window=5), change(source="parquet")):
+        with pytest.raises(WorkdirError, match=r"cannot be resumed with these changes:\n  data\.mixture\.big\."):
+            check_resumable(differences(run, changed), "run")
 
 
 # --- problems ---

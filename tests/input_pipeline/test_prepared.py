@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_splits import PREPROCESSING, assert_equal_batches, make_data_spec
+from synthetic_splits import PREPROCESSING, make_data_spec
 from written_shards import (
     FORMATS,
     TRAIN,
     VAL,
-    assert_two_processes_read_equal_parts,
+    assert_processes_continue,
     make_batches,
+    read_batches,
     write_folder,
     write_shards,
 )
@@ -113,26 +114,13 @@ def test_raw_pixels_are_read_without_decoding_and_equal_those_of_the_files(folde
 
 
 @pytest.mark.parametrize("source", ["folder", *FORMATS])
-def test_batches_are_those_of_the_source_and_resume(source, folder, tmp_path):
+def test_batches_are_those_of_the_source_and_resume_with_any_number_of_processes(source, folder, tmp_path):
     if source == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow reads Parquet files")
     original = folder if source == "folder" else write_shards(tmp_path / "shards", source)
     write_prepared(original, tmp_path / "prepared")
     spec = make_prepared_spec(tmp_path / "prepared")
-    reference, batches = make_batches(folder), make_batches(spec)
-    expected = [next(reference) for _ in range(6)]
-    for batch in expected[:3]:
-        assert_equal_batches(next(batches), batch)
-    resumed = make_batches(spec)
-    resumed.set_state(json.loads(json.dumps(batches.get_state())))
-    for batch in expected[3:]:
-        assert_equal_batches(next(resumed), batch)
-    for iterator in (reference, batches, resumed):
-        iterator.close()
-
-
-def test_two_processes_read_the_parts_of_the_batches_of_one(folder, prepared):
-    assert_two_processes_read_equal_parts(prepared, folder)
+    assert_processes_continue(spec, read_batches(folder, 6), start=3)
 
 
 def test_jpegs_are_close_to_the_pixels(folder, tmp_path):

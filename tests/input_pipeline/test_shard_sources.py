@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pickle
 from pathlib import Path
 
@@ -13,10 +12,11 @@ from written_shards import (
     FORMATS,
     TRAIN,
     VAL,
-    assert_two_processes_read_equal_parts,
+    assert_processes_continue,
     make_batches,
     make_members,
     make_shard_spec,
+    read_batches,
     write_folder,
     write_shards,
     write_tar,
@@ -48,25 +48,9 @@ def test_splits_and_images_are_those_of_the_folder(source, tmp_path):
         assert [record.source() for record in actual[name]] == [record.source().read_bytes() for record in split]
 
 
-def test_batches_are_those_of_the_folder_and_resume(source, tmp_path):
-    spec = write_shards(tmp_path / "shards", source)
-    reference, batches = make_batches(write_folder(tmp_path / "folder")), make_batches(spec)
-    expected = [next(reference) for _ in range(6)]
-    for batch in expected[:3]:
-        assert_equal_batches(next(batches), batch)
-    state = json.loads(json.dumps(batches.get_state()))
-    resumed = make_batches(spec)
-    resumed.set_state(state)
-    for batch in expected[3:]:
-        assert_equal_batches(next(resumed), batch)
-    for iterator in (reference, batches, resumed):
-        iterator.close()
-
-
-def test_two_processes_read_the_parts_of_the_batches_of_one(source, tmp_path):
-    spec = write_shards(tmp_path / "shards", source)
-    folder = write_folder(tmp_path / "folder")
-    assert_two_processes_read_equal_parts(spec, folder)
+def test_batches_are_those_of_the_folder_and_resume_with_any_number_of_processes(source, tmp_path):
+    expected = read_batches(write_folder(tmp_path / "folder"), 6)
+    assert_processes_continue(write_shards(tmp_path / "shards", source), expected, start=3)
 
 
 @pytest.mark.slow

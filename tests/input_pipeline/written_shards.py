@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from synthetic_splits import PREPROCESSING, CharacterVocabulary, assert_equal_batches, make_data_spec, make_png
 
 from caption_jax.specs import DataSpec
-from input_pipeline.batches import TrainBatches, train_batches
+from input_pipeline.batches import Batch, TrainBatches, train_batches
 from input_pipeline.records import Split
 from input_pipeline.sources import open_splits
 
@@ -113,16 +114,31 @@ def write_folder(folder: Path, **changes: Any) -> DataSpec:
 
 
 def make_batches(spec: DataSpec, **processes: int) -> TrainBatches:
-    """Returns the training batches of a dataset, of three images each."""
+    """Returns the training batches of a dataset, of four images each."""
     return train_batches(open_splits(spec)["train"], PREPROCESSING, CharacterVocabulary(), spec, 3, **processes)
 
 
-def assert_two_processes_read_equal_parts(actual: DataSpec, expected: DataSpec) -> None:
-    """Asserts that each of two processes reads the same batches of both datasets."""
-    for index in range(2):
-        part = {"process_index": index, "process_count": 2}
-        expected_batches, batches = make_batches(expected, **part), make_batches(actual, **part)
-        for _ in range(3):
-            assert_equal_batches(next(batches), next(expected_batches))
-        expected_batches.close()
-        batches.close()
+def read_batches(spec: DataSpec, count: int) -> list[Batch]:
+    """Returns the first training batches of a dataset."""
+    batches = make_batches(spec)
+    result = [next(batches) for _ in range(count)]
+    batches.close()
+    return result
+
+
+def assert_processes_continue(spec: DataSpec, expected: Sequence[Batch], start: int) -> None:
+    """Asserts that the batches of a dataset are `expected`, if 1, 2 or 4 processes resume after the first `start`."""
+    first = make_batches(spec)
+    for batch in expected[:start]:
+        assert_equal_batches(next(first), batch)
+    state = json.loads(json.dumps(first.get_state()))
+    first.close()
+    for count in (1, 2, 4):
+        processes = [make_batches(spec, process_index=index, process_count=count) for index in range(count)]
+        for process in processes:
+            process.set_state(state)
+        for batch in expected[start:]:
+            parts = [next(process) for process in processes]
+            assert_equal_batches({key: np.concatenate([part[key] for part in parts]) for key in batch}, batch)
+        for process in processes:
+            process.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -61,6 +63,28 @@ def test_differing_data_are_named_before_their_consequences(config, tmp_path):
     assert "and 8 images with 15 captions (" in message
     assert (
         "; the workdir is a new run in process 0 (host-0) and a run to resume in process 1 (host-1): start" in message
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInBlock:
+    """An image that shares a block with others."""
+
+    path: Path
+    block: str
+
+    def __call__(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def test_another_order_of_the_same_images_is_named(config, tmp_path):
+    config.data.shuffle_window = 2
+    first = prepare(config, tmp_path / "run")
+    train = first.split("train")
+    records = [dataclasses.replace(record, image=ImageInBlock(record.image, "shard")) for record in train]
+    changed = dataclasses.replace(first, splits={**first.splits, "train": type(train)("train", records)})
+    assert re.match(
+        r"the processes disagree: the order of the training images is \w+ in process 0", compare(first, changed)
     )
 
 

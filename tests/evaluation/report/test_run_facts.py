@@ -99,3 +99,6 @@ def test_every_source_of_data_is_described():
     assert (
         describe_data(DataSpec(source="folder", captions=("a.json", "b.json"))) == "folder . (captions: a.json, b.json)"
     )
+    parts = {"mine": {"source": "folder", "root": "photos"}, "coco": {"source": "parquet", "root": "C", "weight": 2.5}}
+    description = "coco (weight 2.5): parquet shards in C; mine (weight 1): folder photos"
+    assert describe_data(DataSpec(source="mixture", mixture=parts)) == description
