@@ -255,7 +255,7 @@ def _make_part(data: DataSpec, name: str, values: Any) -> PartSpec:
         for part_key, value in values.items():
             _check_part_key(part_key, value, key)
             settings[part_key] = _convert(settings[part_key], value, f"config.data.{part_key}")
-        if settings["source"] == MIXTURE:
+        if settings["source"] not in SOURCES:
             raise ConfigError(f"config.data.source must be set to one of {', '.join(SOURCES)}")
         return PartSpec(**{**inherited, **settings, "mixture": {}, "part": name})
     except ConfigError as error:

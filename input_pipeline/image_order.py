@@ -92,7 +92,7 @@ class ShuffledEpochs(Sequence[Draw]):
         window: `config.data.shuffle_window`.
 
     Attributes:
-        count: number of images.
+        images: number of images.
         fingerprint: hash of what determines the order besides the seed and the images; "" if there is nothing else.
         indices: function that returns the indices of the images in an epoch, as an array [images].
 
@@ -103,28 +103,28 @@ class ShuffledEpochs(Sequence[Draw]):
     def __init__(self, records: Sequence[Record], seed: int, window: int = 0):
         if not records:
             raise DataError("the training split has no images")
-        self.count = len(records)
+        self.images = len(records)
         if window:
             blocks = count_blocks(records)
             self.fingerprint = make_fingerprint(window, blocks.tolist())
             shuffle = functools.partial(shuffle_windows, blocks, window, seed)
         else:
             self.fingerprint = ""
-            shuffle = functools.partial(shuffle_epoch, self.count, seed)
+            shuffle = functools.partial(shuffle_epoch, self.images, seed)
         self.indices = functools.lru_cache(maxsize=3)(shuffle)
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, position: int) -> Draw:
-        epoch, index = divmod(position, self.count)
+        epoch, index = divmod(position, self.images)
         return Draw(int(self.indices(epoch)[index]), epoch)
 
     def take(self, start: int, count: int) -> Int[np.ndarray, " count"]:
         """Returns the indices of `count` images from a position of the sequence."""
-        first, last = start // self.count, (start + count - 1) // self.count
+        first, last = start // self.images, (start + count - 1) // self.images
         indices = np.concatenate([self.indices(epoch) for epoch in range(first, last + 1)])
-        return indices[start - first * self.count :][:count]
+        return indices[start - first * self.images :][:count]
 
 
 class MixedEpochs(Sequence[Draw]):
@@ -173,7 +173,7 @@ class MixedEpochs(Sequence[Draw]):
         draws = np.empty((2, self._count), np.int64)
         for part, first, rows_of_part in zip(self._parts, self._first, np.split(rows, self._ends[:-1]), strict=False):
             start, count = epoch * len(rows_of_part), len(rows_of_part)
-            images = np.stack([first + part.take(start, count), np.arange(start, start + count) // part.count])
+            images = np.stack([first + part.take(start, count), np.arange(start, start + count) // part.images])
             draws[:, np.sort(rows_of_part)] = images
         return draws
 

@@ -189,7 +189,7 @@ FOLDER = {"source": "folder"}
     [
         ({}, "config.data.mixture has no parts: set it to"),
         ({"a": {}}, "config.data.mixture.a.source must be set to one of shapes, folder, tfds"),
-        ({"a": {"source": "web"}}, "config.data.mixture.a.source is 'web'; it must be 'shapes', 'folder'"),
+        ({"a": {"source": "web"}}, "config.data.mixture.a.source must be set to one of shapes"),
         ({"a": {"source": "mixture"}}, "config.data.mixture.a.source: a part cannot be a mixture"),
         ({"a": {**FOLDER, "mixture": {"b": FOLDER}}}, "config.data.mixture.a.mixture: a part cannot be a mixture"),
         ({"a": {**FOLDER, "weight": 0}}, r"config.data.mixture.a.weight is 0.0; it must be in \(0, inf\)"),
