@@ -1,12 +1,13 @@
 """Images per second of a full fine-tuning step on a CPU, compared with PyTorch and with Keras on JAX.
 
-    python -m benchmarks.train_step [--batch=16] [--peers=torch,torch_compile,keras_jax] [--cores=2]
+    python -m benchmarks.train_step [--batch=16] [--peers=torch,torch_compile,keras_jax] [--cores=2] [--dtype=float32]
 
 The model is that of `configs/coco.py`: EfficientNet-B0 at 224 pixels, and 6 decoder layers of width 512. A step trains
-all parameters on random pixels and tokens in float32, with one caption of 40 tokens per image and a vocabulary of
+all parameters on random pixels and tokens, with one caption of 40 tokens per image and a vocabulary of
 10,000. It includes batch statistics in batch norm, dropout, label smoothing, gradient clipping and AdamW, but neither
 augmentation nor averaged weights. Our implementation is the program that a run compiles
-(`caption_jax.training.program`). Each implementation runs in a separate process. The processes alternate; in each
+(`caption_jax.training.program`). With `--dtype=bfloat16`, it has `config.dtype="bfloat16"`, and the peers use their
+automatic mixed precision. Each implementation runs in a separate process. The processes alternate; in each
 round, a process runs a warm-up step and a timed one. Requires the bench extra. The last line is JSON, and its `ratio`
 is our speed divided by that of the fastest peer.
 
@@ -40,7 +41,7 @@ from caption_jax.runtime.process import MALLOC_SETTINGS
 VOCABULARY_SIZE, LENGTH = 10_000, 40
 
 
-def make_training_program() -> Any:
+def make_training_program(dtype: str = "float32") -> Any:
     """Returns the program of a run whose model has the dimensions of `configs/coco.py`."""
     from caption_jax.config import default_config
     from caption_jax.parameters.sharding import make_mesh
@@ -50,7 +51,7 @@ def make_training_program() -> Any:
     from input_pipeline.images import Preprocessing
 
     # The model has the dimensions of configs/coco.py by default.
-    spec = replace_values(RunSpec.from_config(default_config()), {"optimizer.warmup_steps": 100})
+    spec = replace_values(RunSpec.from_config(default_config()), {"optimizer.warmup_steps": 100, "dtype": dtype})
     settings = ModelSettings(VOCABULARY_SIZE, LENGTH, {"padding": "symmetric", "norm_epsilon": 1e-5})
     # No vocabulary is required, because no text is encoded.
     description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)
@@ -69,7 +70,7 @@ def make_batch(batch: int) -> dict[str, Any]:
     }
 
 
-def make_step(batch: int) -> Callable[[], Any]:
+def make_step(batch: int, dtype: str) -> Callable[[], Any]:
     """Returns a function that performs one update on random data, with the program that a run compiles."""
     from caption_jax.runtime.process import set_up_process
 
@@ -79,7 +80,7 @@ def make_step(batch: int) -> Callable[[], Any]:
     from caption_jax.parameters.sharding import put_batch
     from caption_jax.runs.initial_variables import init_variables
 
-    program = make_training_program()
+    program = make_training_program(dtype)
     state, update = program.start(init_variables(program.description)), program.update(frozenset())
     device_arrays = put_batch(make_batch(batch), program.mesh)
 
@@ -111,18 +112,17 @@ def count_flops(batch: int) -> int:
     ).total
 
 
-def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, Command]:
+def make_commands(batch: int, cores: int, dtype: str, peers: list[str]) -> dict[str, Command]:
     """Returns the commands that start our implementation, the requested peers and the matrix products."""
-    cores_flag = f"--cores={cores}"
-    dimensions = [f"--batch={batch}", f"--vocabulary={VOCABULARY_SIZE}", f"--length={LENGTH}"]
-    peer_flags = [cores_flag, "--workload=train_step", *dimensions]
+    common = [f"--batch={batch}", f"--cores={cores}", f"--dtype={dtype}"]
+    peer_flags = [*common, "--workload=train_step", f"--vocabulary={VOCABULARY_SIZE}", f"--length={LENGTH}"]
     commands = {
         "torch": (["benchmarks.peers.torch_captioner", *peer_flags], {}),
         "torch_compile": (["benchmarks.peers.torch_captioner", *peer_flags, "--compile=1"], {}),
         "keras_jax": (["benchmarks.peers.keras_captioner", *peer_flags], {"KERAS_BACKEND": "jax"}),
     }
     return {
-        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", cores_flag], MALLOC_SETTINGS),
+        "ours": (["benchmarks.train_step", "--serve", *common], MALLOC_SETTINGS),
         **{name: commands[name] for name in peers},
         **make_product_commands(cores),
     }
@@ -134,16 +134,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
     parser.add_argument("--cores", type=int, default=2, help="number of cores that each process may use")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", action="store_true", help="run as a child process")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
-        serve(make_step(options.batch), untimed_runs=1)
+        serve(make_step(options.batch, options.dtype), untimed_runs=1)
         return
     use_cpu()
     conditions, flops = Conditions(options.cores), count_flops(options.batch)
-    with start_sides(make_commands(options.batch, options.cores, options.peers.split(","))) as sides:
+    commands = make_commands(options.batch, options.cores, options.dtype, options.peers.split(","))
+    with start_sides(commands) as sides:
         seconds, peak = split_peak(alternate(sides, options.rounds, conditions))
     print_times(seconds, options.batch, "images/s")
     utilisation = print_utilisation(f"batch {options.batch}", flops, seconds["ours"].wall, peak)

@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=10_000)
     parser.add_argument("--length", type=int, default=40)
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the training step")
     options = parser.parse_args()
     use_cores(options.cores)
     if keras.backend.backend() != "jax":
@@ -97,6 +98,7 @@ def main() -> None:
     if options.workload == "encoder":
         serve(make_forward_pass(options.batch), warm_ups=1, untimed_runs=5)
     else:
+        keras.config.set_dtype_policy("mixed_bfloat16" if options.dtype == "bfloat16" else "float32")
         serve(make_train_step(options.batch, options.vocabulary, options.length), warm_ups=1, untimed_runs=1)
 
 

@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=40)
     parser.add_argument("--compile", type=int, default=0)
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the training step")
     options = parser.parse_args()
     use_cores(options.cores)
     torch.set_num_threads(options.cores)
@@ -150,7 +151,9 @@ def main() -> None:
     model = Captioner(options.vocabulary, options.length).train().to(memory_format=torch.channels_last)
     images = torch.randint(0, 256, (options.batch, 224, 224, 3), dtype=torch.uint8)
     tokens = torch.randint(3, options.vocabulary, (options.batch, options.length))
-    train_step = make_train_step(model, images, tokens, compiled=bool(options.compile))
+    train_step = make_train_step(
+        model, images, tokens, compiled=bool(options.compile), mixed_precision=options.dtype == "bfloat16"
+    )
     serve(lambda: train_step().item(), untimed_runs=1)
 
 

@@ -8,14 +8,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from caption_jax.ops.materialise import materialise
-from caption_jax.ops.mixed_precision import product_gradients
+from caption_jax.ops.mixed_precision import multiply, multiply_reference, product_gradients
 
 
 def dense_reference(
     x: Float[Array, "*batch in_features"], kernel: Float[Array, "in_features out_features"]
 ) -> Float[Array, "*batch out_features"]:
     """Returns `x @ kernel` in the dtype of `x`, to which the kernel is cast."""
-    return jnp.dot(x, kernel.astype(x.dtype))
+    return multiply_reference(x, kernel)
 
 
 @jax.custom_vjp
@@ -29,22 +29,22 @@ def dense(
     order. A training step of `configs/coco.py` at batch 16 is 1.05 times as fast with this copy, although a
     feed-forward network alone, forward and backward, is 0.94 times as fast as the reference.
     """
-    return dense_reference(x, kernel)
+    return multiply(x, kernel)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return dense_reference(x, kernel), (x, kernel)
+    return multiply(x, kernel), (x, kernel)
 
 
 def _backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    return lax.platform_dependent(*residuals, gradient, cpu=_compute_gradients_on_cpu, default=product_gradients)
+    return lax.platform_dependent(*residuals, gradient, cpu=product_gradients_with_copy, default=product_gradients)
 
 
 dense.defvjp(_forward, _backward)
 
 
-def _compute_gradients_on_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    x_grad = jnp.dot(gradient, kernel.astype(x.dtype).T)
+def product_gradients_with_copy(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+    """`product_gradients`, which first writes a transposed copy of `x`."""
     transposed = materialise(jnp.transpose, x.reshape(-1, x.shape[-1]), opaque=kernel)
     kernel_grad = jnp.dot(transposed, gradient.reshape(-1, gradient.shape[-1]), preferred_element_type=kernel.dtype)
-    return x_grad, kernel_grad
+    return multiply(gradient, kernel.T), kernel_grad

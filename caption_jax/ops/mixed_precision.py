@@ -49,6 +49,29 @@ def _backward(subscripts: str, residuals: tuple[Array, Array], gradient: Array) 
 einsum_float32.defvjp(_forward, _backward)
 
 
+def multiply_reference(
+    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "*batch outputs"]:
+    """Returns `x @ kernel` in the dtype of `x`, to which the kernel is cast."""
+    return jnp.dot(x, kernel.astype(x.dtype))
+
+
+def multiply(
+    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "*batch outputs"]:
+    """`multiply_reference`, which on a CPU rounds a float32 product.
+
+    XLA:CPU uses the matrix units for bfloat16 (AMX) only for products whose result is float32.
+    """
+    if x.dtype == jnp.float32:
+        return multiply_reference(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=_round_float32_product, default=multiply_reference)
+
+
+def _round_float32_product(x: Array, kernel: Array) -> Array:
+    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+
+
 def add_parameter(x: Float[Array, "..."], parameter: Float[Array, "..."]) -> Float[Array, "..."]:
     """Adds a float32 parameter, such as a bias, that is broadcast over the leading axes of `x`.
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from caption_jax.ops.mixed_precision import product_gradients
+from caption_jax.ops.dense import product_gradients_with_copy
+from caption_jax.ops.mixed_precision import multiply, multiply_reference, product_gradients
 
 
 def pointwise_conv_reference(
@@ -17,7 +18,7 @@ def pointwise_conv_reference(
 
     The kernel is cast to the dtype of `x`, which is also the dtype of the result.
     """
-    return jnp.dot(x, kernel.astype(x.dtype))
+    return multiply_reference(x, kernel)
 
 
 @jax.custom_vjp
@@ -30,11 +31,11 @@ def pointwise_conv(
     with more dimensions. On a CPU, this is 1.31 times as fast as the reference, forward and backward, when followed by
     an activation function.
     """
-    return pointwise_conv_reference(x, kernel)
+    return multiply(x, kernel)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return pointwise_conv_reference(x, kernel), (x, kernel)
+    return multiply(x, kernel), (x, kernel)
 
 
 def _backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -47,7 +48,9 @@ pointwise_conv.defvjp(_forward, _backward)
 def _compute_flat_gradients(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
     flat_x = x.reshape(-1, x.shape[-1])
     gradient = lax.optimization_barrier(gradient.reshape(-1, gradient.shape[-1]))
-    x_grad, kernel_grad = product_gradients(flat_x, kernel, gradient)
+    # In bfloat16, only products without a transposition use the matrix units.
+    compute_gradients = product_gradients if x.dtype == jnp.float32 else product_gradients_with_copy
+    x_grad, kernel_grad = compute_gradients(flat_x, kernel, gradient)
     return x_grad.reshape(x.shape), kernel_grad
 
 

@@ -10,7 +10,9 @@ from jax.extend import core
 
 from caption_jax.ops.attend import attend
 from caption_jax.ops.cross_entropy import vocabulary_cross_entropy
-from caption_jax.ops.mixed_precision import einsum_float32, einsum_float32_reference
+from caption_jax.ops.dense import dense
+from caption_jax.ops.mixed_precision import einsum_float32, einsum_float32_reference, multiply, multiply_reference
+from caption_jax.ops.pointwise import pointwise_conv
 
 RNG = np.random.default_rng(0)
 LEFT, RIGHT = RNG.normal(size=(5, 7)), RNG.normal(size=(3, 7))
@@ -85,3 +87,19 @@ def test_the_loss_multiplies_bfloat16_arrays_in_both_passes():
     products = list_product_dtypes(compute_loss, *arrays)
     assert len(products) >= 6  # three for each platform
     assert set(products) == {("bfloat16", "bfloat16")}
+
+
+def test_a_product_in_bfloat16_equals_the_reference_up_to_one_rounding():
+    x, kernel = jnp.asarray(LEFT, jnp.bfloat16), jnp.asarray(RIGHT.T, jnp.float32)
+    product, expected = multiply(x, kernel), multiply_reference(x, kernel)
+    assert product.dtype == expected.dtype == jnp.bfloat16
+    np.testing.assert_allclose(product.astype(jnp.float32), expected.astype(jnp.float32), rtol=2**-7, atol=2**-9)
+
+
+@pytest.mark.parametrize("layer", [dense, lambda x, kernel: pointwise_conv(x[None, None], kernel)])
+def test_products_in_bfloat16_have_a_float32_result_on_a_cpu_also_in_the_gradient(layer):
+    x, kernel = jnp.asarray(LEFT, jnp.bfloat16), jnp.asarray(RIGHT.T, jnp.float32)
+    gradient = jax.jit(jax.grad(lambda x, kernel: layer(x, kernel).astype(jnp.float32).sum(), (0, 1)))
+    lines = gradient.lower(x, kernel).as_text().splitlines()
+    products = [line for line in lines if "stablehlo.dot_general" in line]
+    assert products and all("xbf16>" in line and line.endswith("xf32>") for line in map(str.rstrip, products)), products
