@@ -51,7 +51,8 @@ def make_training_program(dtype: str = "float32") -> Any:
     from input_pipeline.images import Preprocessing
 
     # The model has the dimensions of configs/coco.py by default.
-    spec = replace_values(RunSpec.from_config(default_config()), {"optimizer.warmup_steps": 100, "dtype": dtype})
+    spec = replace_values(RunSpec.from_config(default_config()), {"optimizer.warmup_steps": 100})
+    spec = dataclasses.replace(spec, dtype=dtype)
     settings = ModelSettings(VOCABULARY_SIZE, LENGTH, {"padding": "symmetric", "norm_epsilon": 1e-5})
     # No vocabulary is required, because no text is encoded.
     description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)

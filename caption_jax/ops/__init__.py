@@ -20,6 +20,7 @@ complete):
     ops/depthwise.py            on a CPU, convolutions are sums of shifted copies of the image
     ops/dropout.py              on a TPU, masks are generated in chunks
     ops/int8_product.py         on a CPU, the inputs are 8-bit integers too; elsewhere, the kernel is converted
+    ops/mixed_precision.py      on a CPU, products in bfloat16 have float32 results, which are then rounded
     ops/norm_activation.py      on a CPU, the gradient before the activation is materialised
     ops/pointwise.py            on a CPU, gradients are products of flattened arrays, and kernels are scaled instead of
                                 large images
@@ -34,6 +35,6 @@ complete):
 
 The following code is optimised for CPUs, but is the same on all platforms: `ops/materialise.py`,
 `ops/segments.py` and `ops/top_k.py`, the sums in `augment.py` and the matrix
-products in `retrieval/search.py`. `ops/mixed_precision.py` is for accelerators, and changes nothing in float32. For
+products in `retrieval/search.py`. `ops/mixed_precision.py` changes nothing in float32. For
 measurements on a GPU, see docs/results/h200.md.
 """
