@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from caption_jax.bulk.bulk_job import Job
+from caption_jax.bulk.machines import LostMachineError, WorkerError
 from caption_jax.bulk.output_folder import Manifest, locked_folder, write_summary
 from caption_jax.bulk.parts import Counts, count_rows, list_parts
-from caption_jax.bulk.ray_pool import UnitResult, caption_units, running_ray
+from caption_jax.bulk.ray_pool import UnitResult, caption_units, is_cluster, running_ray
 from caption_jax.bulk.work_units import Unit
 from caption_jax.retrieval.index_format import ModelIdentity
 from caption_jax.runs.loading import read_model
@@ -93,9 +95,11 @@ def _caption(
     results: list[UnitResult] = []
     images, listed = 0, 0
     phase_text = {"completed": total - len(units), "text": "starting"}
-    with display.phase("captioning", total, "parts", **phase_text) as phase, running_ray(workers, verbose=verbose):
-        start = time.monotonic()
-        for result in caption_units(units, job, workers, verbose=verbose):
+    with (
+        display.phase("captioning", total, "parts", **phase_text) as phase,
+        contextlib.closing(_caption_all(job, units, workers, verbose)) as new_results,
+    ):
+        for result in new_results:
             if not results:  # its time includes the start of the workers
                 start = time.monotonic()
             else:
@@ -107,6 +111,23 @@ def _caption(
                 print(f"error: {escape_message(text)}", file=sys.stderr, flush=True)
                 listed += 1
     return results
+
+
+def _caption_all(job: Job, units: dict[int, Unit], workers: int, verbose: bool) -> Iterator[UnitResult]:
+    """Yields the results of all units. If machines are lost, starts workers on those that are left."""
+    remaining = dict(units)
+    while remaining:
+        count = len(remaining)
+        try:
+            with running_ray(workers, verbose=verbose):
+                for result in caption_units(dict(remaining), job, workers, verbose=verbose):
+                    del remaining[result.number]
+                    yield result
+        except LostMachineError as error:
+            if len(remaining) == count:
+                raise WorkerError(f"{error}: run the same command again, which continues") from error
+            print(f"warning: {error}: starting again with those that are left", file=sys.stderr, flush=True)
+            workers = 0 if is_cluster() else workers
 
 
 def output_path(folder: str) -> str:

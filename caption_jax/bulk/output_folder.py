@@ -31,17 +31,19 @@ class Manifest:
     Attributes:
         model: the model.
         settings: values that the content of the files depends on, by flag or config key, in JSON.
-        units: name and digest of each unit, in the order of the files.
+        units: name, digest and version of each unit, in the order of the files. Folders of earlier releases have no
+            versions, but "".
     """
 
     model: ModelIdentity
     settings: Mapping[str, Any]
-    units: Sequence[tuple[str, str]]
+    units: Sequence[tuple[str, str, str]]
 
     @classmethod
     def create(cls, model: ModelIdentity, settings: Mapping[str, Any], units: Sequence[Unit]) -> Manifest:
         """Creates the manifest of a run."""
-        return cls(model, json.loads(json.dumps(settings)), [(unit.name, unit.digest()) for unit in units])
+        described = [(unit.name, unit.digest(), unit.version) for unit in units]
+        return cls(model, json.loads(json.dumps(settings)), described)
 
     def find_difference(self, other: Manifest) -> str:
         """Returns how the manifest of a folder differs from that of a command, `other`; "" if it does not."""
@@ -53,11 +55,15 @@ class Manifest:
                 return f"{name}={_format(before)}, not {_format(now)}"
         if len(self.units) != len(other.units):
             return f"{len(self.units):,} shards or groups of images, not {len(other.units):,}"
-        for (name, digest), (other_name, other_digest) in zip(self.units, other.units, strict=True):
+        for (name, digest, version), (other_name, other_digest, other_version) in zip(
+            self.units, other.units, strict=True
+        ):
             if name != other_name:
                 return f"the input {name} where there is now {other_name}"
             if digest != other_digest:
                 return f"another version of {name}, or of the images that follow it"
+            if version and version != other_version:
+                return f"another version of {name}, which has been written again since"
         return ""
 
 
@@ -106,7 +112,7 @@ def read_manifest(folder: str) -> Manifest:
         content = json.loads(storage_path(path).read_text())
         if (content["format"], content["version"]) != (_FORMAT, _VERSION):
             raise WorkdirError(f"{path} has version {content['version']}, but this release reads {_VERSION}")
-        units = [(str(name), str(digest)) for name, digest in content["units"]]
+        units = [(str(name), str(digest), "".join(version)) for name, digest, *version in content["units"]]
         return Manifest(ModelIdentity(**content["model"]), content["settings"], units)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, WorkdirError):

@@ -7,14 +7,17 @@ import dataclasses
 import logging
 import os
 import pickle
+import queue
 import re
 import shutil
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from caption_jax.bulk.bulk_job import Job
+from caption_jax.bulk.machines import Machines, WorkerError
 from caption_jax.bulk.work_units import Unit
 from caption_jax.errors import ConfigError, UserError, describe_error
 from caption_jax.runtime.libraries import without_messages
@@ -25,16 +28,14 @@ from input_pipeline.extras import optional_packages
 _OBJECT_STORE_BYTES = 2**27  # units and counts are small; images do not pass through Ray
 _TASK_RETRIES = 3  # of a unit whose worker died; more deaths than that are not an accident
 _LISTED_ERRORS = 3  # per unit
+_CHECK_SECONDS = 5.0  # without a result, after which the machines are checked
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it, Ray warns
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # so that threads that still call Ray after its end do not start it again
 }
 _LOG_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
 _LOG_LEVEL_MESSAGE = re.compile(rb"\[[^\n]*Set ray log level from environment variable[^\n]*\n")
-
-
-class WorkerError(UserError, RuntimeError):
-    """A worker cannot go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +53,6 @@ class UnitResult:
     images: int
     errors: int
     listed: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkerResources:
-    """The number of workers, and what Ray reserves for each.
-
-    Attributes:
-        workers: number of workers.
-        cpus: CPU cores of a worker.
-        accelerators: options of `ray.remote`, such as `{"num_gpus": 1}`; empty on CPUs.
-    """
-
-    workers: int
-    cpus: int
-    accelerators: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class UnitWorker:
@@ -151,34 +137,13 @@ def running_ray(workers: int, *, verbose: bool = False) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def is_cluster() -> bool:
+    """Returns whether RAY_ADDRESS names a cluster."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def _count_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def choose_resources(nodes: Sequence[Mapping[str, float]], workers: int) -> WorkerResources:
-    """Chooses the resources of each worker: a GPU, all TPU chips of a host, or an equal part of the CPU cores.
-
-    Args:
-        nodes: resources of each node of the cluster, as Ray lists them.
-        workers: number of workers; 0 for one per GPU, TPU host or, without either, per node.
-
-    Raises:
-        ConfigError: the cluster has no room for so many workers.
-    """
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    hosts = [node["TPU"] for node in nodes if node.get("TPU")]
-    if gpus or hosts:
-        most, name = (gpus, "GPUs") if gpus else (len(hosts), "TPU hosts")
-        if workers > most:
-            raise ConfigError(f"--workers={workers}, but there are {most} {name}: each worker needs one")
-        accelerators = {"num_gpus": 1} if gpus else {"resources": {"TPU": min(hosts)}}
-        return WorkerResources(workers or most, 1, accelerators)
-    cores = [int(node.get("CPU", 0)) for node in nodes]
-    workers = workers or len([count for count in cores if count])
-    for cpus in range(max(cores, default=0), 0, -1):
-        if sum(count // cpus for count in cores) >= workers:
-            return WorkerResources(workers, cpus)
-    raise ConfigError(f"--workers={workers}, but there are {sum(cores)} CPU cores: each worker needs one")
 
 
 def caption_units(units: Mapping[int, Unit], job: Job, workers: int, *, verbose: bool = False) -> Iterator[UnitResult]:
@@ -194,6 +159,7 @@ def caption_units(units: Mapping[int, Unit], job: Job, workers: int, *, verbose:
 
     Raises:
         WorkerError: a worker has failed, or died several times with the same unit.
+        LostMachineError: a machine is lost, and the others have no room for its workers.
         ConfigError: see `choose_resources`.
     """
     import ray
@@ -202,7 +168,8 @@ def caption_units(units: Mapping[int, Unit], job: Job, workers: int, *, verbose:
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-    resources = choose_resources([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
+    machines = Machines(ray.nodes(), workers)
+    resources = machines.resources
     rows = [{"number": number, "unit": pickle.dumps(unit)} for number, unit in units.items()]
     with warnings.catch_warnings():
         # Ray will remove options of actors such as the number of retries; pyproject.toml excludes those releases.
@@ -216,10 +183,43 @@ def caption_units(units: Mapping[int, Unit], job: Job, workers: int, *, verbose:
             **resources.accelerators,
         )
     try:
-        for row in dataset.iter_rows():
+        for row in _watch(dataset.iter_rows(), machines):
             if row["failure"]:
                 raise WorkerError(row["failure"])
             listed = tuple(filter(None, row["listed"].split("\n")))
             yield UnitResult(int(row["number"]), int(row["images"]), int(row["errors"]), listed)
     except ray.exceptions.RayError as error:
+        machines.check(ray.nodes())
         raise WorkerError(f"the workers have failed: {describe_error(error)}") from error
+
+
+def _watch(rows: Iterator[dict[str, Any]], machines: Machines) -> Iterator[dict[str, Any]]:
+    """Yields rows, which a thread waits for, and checks the machines meanwhile. Raises what the thread raises.
+
+    Ray waits for the workers of a lost machine until another one has room for them. The thread ends with the block of
+    `running_ray`.
+    """
+    import ray
+
+    results: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for row in rows:
+                results.put(row)
+            results.put(None)
+        except BaseException as error:
+            results.put(error)
+
+    threading.Thread(target=read, name="rows", daemon=True).start()
+    while True:
+        try:
+            row = results.get(timeout=_CHECK_SECONDS)
+        except queue.Empty:
+            machines.check(ray.nodes())
+            continue
+        if row is None:
+            return
+        if isinstance(row, BaseException):
+            raise row
+        yield row

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from caption_jax.bulk.local_shard import open_local
 from caption_jax.bulk.work_units import IMAGES, Unit
 from input_pipeline.annotations.fields import normalize
 from input_pipeline.errors import DataError
 from input_pipeline.extras import optional_packages
-from input_pipeline.files import is_on_bucket, storage_path
+from input_pipeline.files import is_on_bucket
 from input_pipeline.image_formats import NAME_SUFFIXES, sniff_format
 from input_pipeline.limits import Limits
+from input_pipeline.prepared.shards import decode_image_file
 from input_pipeline.safe_open import read_file
 from input_pipeline.sources.parquet import ID_COLUMNS, IMAGE_COLUMNS
 from input_pipeline.sources.shard_images import OpenShard
@@ -26,7 +25,8 @@ from input_pipeline.sources.tar_members import Member, read_members
 
 _PATH_COLUMNS = ("path", "image_path", "file_name", "filename")
 _ROWS = 64  # that are read together
-_COPY_BYTES = 2**24
+_EXAMPLE_IMAGES = (*IMAGE_COLUMNS, "image/encoded")  # features of TFDS and of other examples
+_EXAMPLE_IDS = (*ID_COLUMNS, "image/id", "image/filename")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class UnitImage:
 def open_images(unit: Unit, limits: Limits) -> Iterator[UnitImage]:
     """Yields the images of a unit in order. What cannot be read is yielded with an error.
 
-    A shard on a bucket is first copied to a temporary file.
+    A shard that is on a bucket or compressed is first copied to a temporary file.
 
     Raises:
         MissingPackageError: the package that reads the shard is not installed.
@@ -62,9 +62,11 @@ def open_images(unit: Unit, limits: Limits) -> Iterator[UnitImage]:
         unit.kind
     ]
     try:
-        with _local_copy(unit.name) as file:
+        with open_local(unit.name) as (file, problem):
             for key, image, error in reader(file, unit.name, limits):
                 yield UnitImage(unit.name, key, image, error)
+            if problem:
+                yield UnitImage(unit.name, "", None, problem)
     except (OSError, DataError) as error:  # OSError also for shards that are not in the format of their name
         yield UnitImage(unit.name, "", None, str(error).partition("\n")[0])
 
@@ -76,19 +78,6 @@ def _make_reader(path: str, limits: Limits) -> Path | Callable[[], bytes]:
     if is_on_bucket(path):
         return functools.partial(read_file, path, limits.image_file_bytes, "config.limits.image_file_bytes")
     return Path(path)
-
-
-@contextlib.contextmanager
-def _local_copy(path: str) -> Iterator[str]:
-    """Yields the path of a local shard, or of a temporary copy of a shard on a bucket."""
-    if not is_on_bucket(path):
-        yield path
-        return
-    with tempfile.NamedTemporaryFile() as copy:
-        with storage_path(path).open("rb") as file:
-            shutil.copyfileobj(file, copy, _COPY_BYTES)
-        copy.flush()
-        yield copy.name
 
 
 def _read_tar(file: str, source: str, limits: Limits) -> Iterator[_Item]:
@@ -165,16 +154,19 @@ def _find_columns(schema: Any) -> list[str]:
         found = (names[normalize(alias)] for alias in aliases if normalize(alias) in names)
         return [name for name in found if is_type(schema.field(name).type)][:1]
 
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
     def is_image(kind: Any) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind) or types.is_struct(kind) or types.is_string(kind)
+        is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+        return is_bytes or types.is_struct(kind) or is_text(kind)
 
-    def is_id(kind: Any) -> bool:
-        return types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)
-
-    image = choose(IMAGE_COLUMNS, is_image) or choose(_PATH_COLUMNS, types.is_string)
+    image = choose(IMAGE_COLUMNS, is_image) or choose(_PATH_COLUMNS, is_text)
     if not image:
         raise DataError(f"has no column of images or paths; its columns are {', '.join(schema.names)[:300]}")
-    return list(dict.fromkeys([*image, *choose(ID_COLUMNS, is_id)]))
+    ids = choose(ID_COLUMNS, lambda kind: is_text(kind) or types.is_integer(kind))
+    return list(dict.fromkeys([*image, *ids]))
 
 
 def _read_batches(batches: Iterable[Any], source: str, limits: Limits) -> Iterator[_Item]:
@@ -203,22 +195,35 @@ def _parse_value(value: Any, source: str, limits: Limits) -> Path | bytes | Call
 
 
 def _read_records(file: str, source: str, limits: Limits) -> Iterator[_Item]:
-    """Reads a file of encoded images, or of `tf.train.Example` messages as TFDS writes them."""
+    """Reads a file of encoded images, of records of `prepare`, or of `tf.train.Example` messages as of TFDS."""
     with optional_packages("an ArrayRecord file"):
         from array_record.python.array_record_module import ArrayRecordReader
     OpenShard(file)
-    try:
-        reader = ArrayRecordReader(file)
-    except (RuntimeError, ValueError) as error:
-        raise DataError(f"cannot be read as ArrayRecord: {error}") from error
+    reader = ArrayRecordReader(file)
+    if not reader.ok():
+        raise DataError("is not an ArrayRecord file, or is truncated")
     count = reader.num_records()
     for start in range(0, count, _ROWS):
         numbers = list(range(start, min(start + _ROWS, count)))
-        for number, record in zip(numbers, reader.read(numbers), strict=True):
-            if sniff_format(record):
+        for number, record in zip(numbers, _read_numbers(reader, numbers), strict=True):
+            if isinstance(record, Exception):
+                yield str(number), None, f"record {number} cannot be read: {record}"
+            elif sniff_format(record):
                 yield str(number), record, ""
+            elif prepared := decode_image_file(record):
+                yield str(prepared[0]), prepared[1], ""
             else:
                 yield _parse_example(record, number)
+
+
+def _read_numbers(reader: Any, numbers: list[int]) -> list[bytes | Exception]:
+    """Returns records, or the error of those that are damaged."""
+    try:
+        return reader.read(numbers)
+    except (RuntimeError, ValueError) as error:
+        if len(numbers) == 1:
+            return [error]
+        return [record for number in numbers for record in _read_numbers(reader, [number])]
 
 
 def _parse_example(record: bytes, number: int) -> _Item:
@@ -235,7 +240,7 @@ def _parse_example(record: bytes, number: int) -> _Item:
         values = ([*feature.bytes_list.value, *feature.int64_list.value] for feature in present)
         return next(filter(None, values), [])
 
-    images, ids = read((*IMAGE_COLUMNS, "image/encoded")), read(ID_COLUMNS)
+    images, ids = read(_EXAMPLE_IMAGES), read(_EXAMPLE_IDS)
     key = ids[0] if ids else number
     key = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)
     if not images:

@@ -61,6 +61,25 @@ def decode_record(content: bytes) -> tuple[dict[str, Any], memoryview]:
     return json.loads(content[_LENGTH_BYTES:start]), memoryview(content)[start:]
 
 
+def decode_image_file(content: bytes) -> tuple[str | int, bytes] | None:
+    """Returns the id of a record and its image as a file, or None if the content is not a record.
+
+    The image is a JPEG, or raw pixels as a PPM.
+    """
+    if content[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{" or _image_start(content) > len(content):
+        return None
+    try:
+        header, image = decode_record(content)
+        is_raw = header["format"] == RAW
+        return header["id"], _ppm_header(header["width"], header["height"]) * is_raw + image
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _ppm_header(width: int, height: int) -> bytes:
+    return b"P6 %d %d 255\n" % (width, height)
+
+
 def _image_start(content: bytes) -> int:
     return _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
 
@@ -110,7 +129,7 @@ class PreparedImage:
     def __call__(self) -> bytes:
         """Returns the image as a file: a JPEG, or raw pixels as a PPM. Raises OSError."""
         content = read_record(self.path, self.row)
-        header = b"P6 %d %d 255\n" % (self.size, self.size) if self.image_format == RAW else b""
+        header = _ppm_header(self.size, self.size) if self.image_format == RAW else b""
         return header + content[_image_start(content) :]
 
     def read_pixels(self) -> UInt8[np.ndarray, "size size 3"]:

@@ -56,7 +56,7 @@ def open_shapes(spec: DataSpec) -> dict[str, Split]:
 def _make_record(example: Mapping[str, Any]) -> Record:
     encoded: bytes = example["image"]  # held in memory; the whole dataset takes 10 MB
     return Record(
-        image=lambda: encoded,
+        image=functools.partial(bytes, encoded),  # can be pickled, for worker processes
         captions=tuple(text.decode("utf-8") for text in example["captions"]["text"]),
         image_id=int(example["image/id"]),
         name=f"scene {int(example['image/id'])}",

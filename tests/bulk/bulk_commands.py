@@ -12,8 +12,12 @@ import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from small_run import ROOT, run_main
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 SECONDS = 600
 
@@ -87,14 +91,11 @@ def caption_alone(workdir: Path | str, shards: Path, folder: Path) -> dict[tuple
 
 
 @contextlib.contextmanager
-def ray_cluster(nodes: Sequence[int]) -> Iterator[str]:
-    """Starts a cluster on this machine.
+def ray_cluster(nodes: Sequence[int]) -> Iterator[Cluster]:
+    """Starts a cluster on this machine, whose `address` is that for RAY_ADDRESS.
 
     Args:
         nodes: number of CPU cores of each node.
-
-    Yields:
-        The address for RAY_ADDRESS.
     """
     from ray.cluster_utils import Cluster
 
@@ -102,6 +103,6 @@ def ray_cluster(nodes: Sequence[int]) -> Iterator[str]:
     try:
         for cpus in nodes[1:]:
             cluster.add_node(num_cpus=cpus, object_store_memory=2**27)
-        yield cluster.address
+        yield cluster
     finally:
         cluster.shutdown()

@@ -17,6 +17,8 @@ pytest.importorskip("ray")
 pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.slow
 
+SHARDS, IMAGES = 30, 200  # that take longer than killing a process
+
 
 @pytest.fixture
 def shards(tmp_path) -> Path:
@@ -83,7 +85,42 @@ def test_an_index_of_shards_is_searched(searchable_workdir, shards, tmp_path, ca
 def test_a_cluster_of_two_nodes(small_workdir, shards, tmp_path):
     out = tmp_path / "out"
     command = ["caption-many", f"--workdir={small_workdir}", f"--out={out}", "--workers=2", shards]
-    with ray_cluster([1, 1]) as address, started(*command, address=address) as driver:
+    with ray_cluster([1, 1]) as cluster, started(*command, address=cluster.address) as driver:
         output, _ = driver.communicate(timeout=SECONDS)
         assert driver.returncode == 1 and "24 images in 6 Parquet files" in output, output
     assert read_captions(out) == caption_alone(small_workdir, shards, tmp_path / "alone")
+
+
+def test_a_run_goes_on_without_a_lost_machine(small_workdir, tmp_path):
+    folder, out = tmp_path / "shards", tmp_path / "out"
+    folder.mkdir()
+    for number in range(SHARDS):
+        write_tar(folder / f"{number:02d}.tar", {f"{image:03d}.png": encode(RED) for image in range(IMAGES)})
+    command = ["caption-many", f"--workdir={small_workdir}", f"--out={out}", "--workers=2", folder]
+    with ray_cluster([1, 1]) as cluster, started(*command, address=cluster.address) as driver:
+        wait_for_parts(out, 2, driver)
+        cluster.list_all_nodes()[1].kill_raylet()
+        output, _ = driver.communicate(timeout=SECONDS)
+        assert driver.returncode == 0, output
+    assert "has ended or cannot be reached, and no other machine has room for its workers: starting again" in output
+    assert f"{SHARDS * IMAGES:,} images in {SHARDS} Parquet files" in output
+    assert len(read_captions(out)) == SHARDS * IMAGES
+
+
+def test_a_run_on_one_machine_goes_on_if_ray_ends(small_workdir, tmp_path):
+    folder, out = tmp_path / "shards", tmp_path / "out"
+    folder.mkdir()
+    for number in range(SHARDS):
+        write_tar(folder / f"{number:02d}.tar", {f"{image:03d}.png": encode(RED) for image in range(IMAGES)})
+    command = ["caption-many", f"--workdir={small_workdir}", f"--out={out}", "--workers=1", folder]
+    with started(*command) as driver:
+        wait_for_parts(out, 2, driver)
+        (raylet,) = [child for child in find_children(driver.pid) if is_raylet(child)]
+        os.kill(raylet, signal.SIGKILL)
+        output, _ = driver.communicate(timeout=SECONDS)
+        assert driver.returncode == 0, output
+    assert len(read_captions(out)) == SHARDS * IMAGES
+
+
+def is_raylet(process: int) -> bool:
+    return Path(f"/proc/{process}/cmdline").read_bytes().partition(b"\0")[0].endswith(b"/raylet")

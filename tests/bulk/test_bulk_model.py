@@ -15,10 +15,9 @@ from caption_jax.bulk import bulk_model, bulk_run
 from caption_jax.bulk.bulk_model import BulkModel
 from caption_jax.bulk.bulk_run import run_job
 from caption_jax.bulk.parts import Counts, Row, list_parts, make_schema
-from caption_jax.bulk.ray_pool import UnitResult, UnitWorker, WorkerError, WorkerResources, choose_resources
+from caption_jax.bulk.ray_pool import UnitResult, UnitWorker
 from caption_jax.bulk.unit_images import open_images
 from caption_jax.bulk.work_units import IMAGES, Unit, find_units
-from caption_jax.errors import ConfigError
 from caption_jax.specs import DecodeSpec
 
 
@@ -138,33 +137,3 @@ def test_a_worker_reports_what_the_user_can_fix_and_skips_finished_files(fake_mo
     written = (tmp_path / "part-00003.parquet").stat().st_mtime_ns
     assert worker(row) == result | {"listed": ""}
     assert (tmp_path / "part-00003.parquet").stat().st_mtime_ns == written
-
-
-@pytest.mark.parametrize(
-    ("nodes", "workers", "expected"),
-    [
-        ([{"CPU": 8}], 0, WorkerResources(1, 8)),
-        ([{"CPU": 8}], 3, WorkerResources(3, 2)),
-        ([{"CPU": 1}, {"CPU": 1}], 0, WorkerResources(2, 1)),
-        ([{"CPU": 4}, {"CPU": 2}, {}], 2, WorkerResources(2, 2)),
-        ([{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}], 0, WorkerResources(4, 1, {"num_gpus": 1})),
-        ([{"CPU": 8, "GPU": 2}], 1, WorkerResources(1, 1, {"num_gpus": 1})),
-        ([{"CPU": 96, "TPU": 4}] * 2, 0, WorkerResources(2, 1, {"resources": {"TPU": 4}})),
-    ],
-)
-def test_each_worker_gets_a_device_or_a_part_of_the_cores(nodes, workers, expected):
-    assert choose_resources(nodes, workers) == expected
-
-
-@pytest.mark.parametrize(
-    ("nodes", "message"),
-    [
-        ([{"CPU": 2}], "--workers=3, but there are 2 CPU cores: each worker needs one"),
-        ([{"CPU": 9, "GPU": 2}], "--workers=3, but there are 2 GPUs"),
-        ([{"CPU": 9, "TPU": 4}], "--workers=3, but there are 1 TPU hosts"),
-    ],
-)
-def test_more_workers_than_the_cluster_has_room_for_are_refused(nodes, message):
-    with pytest.raises(ConfigError, match=message):
-        choose_resources(nodes, 3)
-    assert issubclass(WorkerError, RuntimeError)

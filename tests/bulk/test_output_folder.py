@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -15,7 +16,7 @@ from caption_jax.retrieval.index_format import ModelIdentity
 from caption_jax.specs import DecodeSpec
 
 MODEL = ModelIdentity(930, "ab" * 32)
-UNITS = [Unit("tar", ("/a.tar",), 10), Unit(IMAGES, ("/1.png", "/2.png"))]
+UNITS = [Unit("tar", ("/a.tar",), 10, "123"), Unit(IMAGES, ("/1.png", "/2.png"))]
 
 
 def make_manifest(model=MODEL, units=UNITS, **changes) -> Manifest:
@@ -33,7 +34,8 @@ def make_manifest(model=MODEL, units=UNITS, **changes) -> Manifest:
         ({"images_per_part": 7}, "--images_per_part=1000, not 7"),
         ({"units": UNITS[:1]}, "2 shards or groups of images, not 1"),
         ({"units": [Unit("tar", ("/b.tar",), 10), UNITS[1]]}, "the input /a.tar where there is now /b.tar"),
-        ({"units": [Unit("tar", ("/a.tar",), 11), UNITS[1]]}, "another version of /a.tar"),
+        ({"units": [Unit("tar", ("/a.tar",), 11, "123"), UNITS[1]]}, "another version of /a.tar, or of the images"),
+        ({"units": [Unit("tar", ("/a.tar",), 10, "124"), UNITS[1]]}, "another version of /a.tar, which has been"),
     ],
 )
 def test_a_folder_of_other_inputs_or_settings_is_refused_with_the_difference(tmp_path, changes, difference):
@@ -45,6 +47,17 @@ def test_a_folder_of_other_inputs_or_settings_is_refused_with_the_difference(tmp
         pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'out'} was written with {difference}")),
         locked_folder(str(tmp_path / "out"), make_manifest(**changes)),
     ):
+        pass
+
+
+def test_a_folder_without_versions_of_the_shards_goes_on(tmp_path):
+    folder = tmp_path / "out"
+    with locked_folder(str(folder), make_manifest()):
+        pass
+    path = folder / "_manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"units": [unit[:2] for unit in content["units"]]}))
+    with locked_folder(str(folder), make_manifest()):
         pass
 
 

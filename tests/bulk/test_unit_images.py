@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+import random
+
+import numpy as np
 import pytest
 from shards import BLUE, RED, encode, write_tar
 
 from caption_jax.bulk.unit_images import open_images
 from caption_jax.bulk.work_units import IMAGES, Unit, find_kind
+from input_pipeline.images import decode_image
 from input_pipeline.limits import DEFAULT_LIMITS, Limits
+from input_pipeline.prepared.shards import encode_record
+from input_pipeline.records import Record
 
 
 def read(path, limits: Limits = DEFAULT_LIMITS) -> list[tuple[str, object, str]]:
@@ -38,13 +47,34 @@ def test_a_truncated_tar_file_yields_what_is_left_and_one_error(tmp_path):
     assert (key, nothing) == ("", None) and "truncated members: 1.png" in reason
 
 
+COMPRESSORS = {"tar.gz": gzip.compress, "tgz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_a_compressed_tar_file_yields_what_comes_before_damage_and_the_reason(tmp_path, suffix):
+    images = {f"{number}.png": encode(scene) for number, scene in enumerate((RED, BLUE))}
+    tar = write_tar(tmp_path / "a.tar", images | {"2.png": random.Random(0).randbytes(300_000)}).read_bytes()
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(COMPRESSORS[suffix](tar))
+    items = read(path)
+    assert [(key, error) for key, _, error in items] == [("0.png", ""), ("1.png", ""), ("2.png", "")]
+    assert items[1][1] == encode(BLUE)
+    path.write_bytes(path.read_bytes()[:250_000])
+    *_, (key, image, reason) = left = read(path)
+    assert (key, image) == ("", None) and "cannot be decompressed to its end" in reason
+    if suffix != "tar.bz2":  # whose blocks of 900 kB are decompressed as a whole
+        assert left[:2] == items[:2] and "truncated members: 2.png" in left[2][2]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("a.tar", "files that are not tar files"),
+        ("a.tar.gz", "cannot be decompressed to its end: Not a gzipped file"),
         ("missing.tar", "no such file"),
         ("a.parquet", "cannot be read as Parquet"),
         ("a.arrow", "cannot be read as Arrow"),
+        ("a.array_record", "is not an ArrayRecord file, or is truncated"),
     ],
 )
 def test_a_shard_that_is_none_is_one_error(tmp_path, name, reason):
@@ -69,9 +99,12 @@ def test_a_parquet_file_with_bytes_and_ids(tmp_path):
     assert read(tmp_path / "a.parquet") == expected
 
 
-def test_a_parquet_file_with_paths_relative_to_its_folder(tmp_path):
-    table = make_table("file_name", ["x/1.png", "/y/2.png"])
-    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_a_parquet_file_with_paths_relative_to_its_folder(tmp_path, kind):
+    pa = pytest.importorskip("pyarrow")
+    values = pa.array(["x/1.png", "/y/2.png"])
+    values = values.dictionary_encode() if kind == "dictionary" else values.cast(getattr(pa, kind)())
+    pytest.importorskip("pyarrow.parquet").write_table(pa.table({"file_name": values}), tmp_path / "a.parquet")
     assert [(str(path), error) for _, path, error in read(tmp_path / "a.parquet")] == [
         (f"{tmp_path}/x/1.png", ""),
         ("/y/2.png", ""),
@@ -99,7 +132,7 @@ def test_a_table_without_images_names_its_columns(tmp_path):
 
 def write_records(path, records: list[bytes]):
     module = pytest.importorskip("array_record.python.array_record_module")
-    writer = module.ArrayRecordWriter(str(path), "group_size:1")
+    writer = module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for record in records:
         writer.write(record)
     writer.close()
@@ -111,12 +144,39 @@ def test_an_array_record_file_of_images(tmp_path):
     assert read(path) == [("0", encode(RED), ""), ("1", encode(BLUE), "")]
 
 
+@pytest.mark.parametrize("image_format", ["raw", "jpeg"])
+def test_an_array_record_file_of_prepare(tmp_path, image_format):
+    pixels = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3)
+    image = pixels.tobytes() if image_format == "raw" else encode(RED)
+    record = Record(tmp_path / "a.jpg", ("a kite",), 42)
+    (item,) = read(write_records(tmp_path / "a.array_record", [encode_record(record, image, image_format, 5)]))
+    key, content, error = item
+    assert (key, error) == ("42", "")
+    if image_format == "raw":
+        np.testing.assert_array_equal(decode_image(content, 5), pixels)
+    else:
+        assert content == image
+
+
+def test_a_damaged_record_is_one_error(tmp_path):
+    images = [encode(scene) for scene in (RED, BLUE, RED)]
+    path = write_records(tmp_path / "a.array_record", images)
+    content = path.read_bytes()
+    position = content.index(images[1])
+    path.write_bytes(content[:position] + b"x" + content[position + 1 :])
+    first, second, third = read(path)
+    assert (first, third) == (("0", images[0], ""), ("2", images[2], ""))
+    assert second[:2] == ("1", None) and "record 1 cannot be read" in second[2]
+    path.write_bytes(content[:-70_000])
+    assert read(path) == [("", None, "is not an ArrayRecord file, or is truncated")]
+
+
 @pytest.mark.slow  # imports TensorFlow
 def test_an_array_record_file_of_examples(tmp_path):
     Example = pytest.importorskip("tensorflow.core.example.example_pb2").Example  # noqa: N806
     example, empty = Example(), Example()
     example.features.feature["image"].bytes_list.value.append(encode(BLUE))
-    example.features.feature["image_id"].int64_list.value.append(42)
+    example.features.feature["image/id"].int64_list.value.append(42)  # as in coco_captions of TFDS
     empty.features.feature["text"].bytes_list.value.append(b"words")
     messages = [example.SerializeToString(), empty.SerializeToString(), b"\xff\xff\xff"]
     first, second, third = read(write_records(tmp_path / "a.array_record", messages))

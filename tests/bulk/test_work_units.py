@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from shards import encode, write_tar
 
@@ -54,15 +56,40 @@ def test_a_changed_shard_has_another_digest(folder):
     assert Unit(IMAGES, ("a", "b")).digest() != Unit(IMAGES, ("a", "c")).digest()
 
 
+def test_a_shard_that_was_written_again_has_another_version(folder):
+    path = folder / "0.tar"
+    before = find_units([str(path)], 10)[0]
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    after = find_units([str(path)], 10)[0]
+    assert after.digest() == before.digest() and after.version == str(int(before.version) + 1)
+
+
+def test_cached_results_of_the_datasets_library_are_not_shards_of_a_folder(tmp_path, bucket):
+    bucket.mkdir(parents=True)
+    for name in ("data-00000-of-00001.arrow", "cache-0123456789abcdef.arrow"):
+        for folder in (tmp_path, bucket):
+            (folder / name).write_bytes(b"x")
+    for folder in (str(tmp_path), "gs://bucket"):
+        (unit,) = find_units([folder], 10)
+        assert unit.name == f"{folder}/data-00000-of-00001.arrow"
+        assert len(find_units([f"{folder}/*.arrow"], 10)) == 2  # a pattern means what it says
+
+
 def test_objects_of_a_bucket_by_prefix_pattern_and_name(bucket):
     (bucket / "data").mkdir(parents=True)
     for name in ("data/1.tar", "data/0.tar", "data/a.png", "data/notes.txt"):
         (bucket / name).write_bytes(b"12345")
     tars = [("tar", ("gs://bucket/data/0.tar",), 5), ("tar", ("gs://bucket/data/1.tar",), 5)]
     images = [(IMAGES, ("gs://bucket/data/a.png",), 0)]
-    for argument, expected in (("data", tars + images), ("data/*.tar", tars), ("data/a.png", images)):
+    for argument, expected in (
+        ("data", tars + images),
+        ("data/*.tar", tars),
+        ("data/{0..1}.tar", tars),
+        ("data/a.png", images),
+    ):
         units = find_units([f"gs://bucket/{argument}"], 10)
         assert [(unit.kind, unit.paths, unit.size) for unit in units] == expected
+        assert all(bool(unit.version) == bool(unit.size) for unit in units)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +97,9 @@ def test_objects_of_a_bucket_by_prefix_pattern_and_name(bucket):
     [
         ("a.tar", "tar"),
         ("a.tar.gz", "tar"),
+        ("a.tgz", "tar"),
+        ("a.tar.bz2", "tar"),
+        ("a.tar.xz", "tar"),
         ("a.parquet", "parquet"),
         ("data-00000-of-00001.arrow", "arrow"),
         ("x-train.array_record-00000-of-00004", "array_record"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from written_shards import assert_prepared_is_equal
 
 from caption_jax.config import default_config
 from caption_jax.specs import DataSpec, build_spec
@@ -68,6 +69,10 @@ def test_images_match_their_captions(splits):
         scene = scenes_by_id[record.image_id]
         assert record.captions == scene.captions()
         assert record.source() == encode_png(draw_scene(scene, f"shapes picture {record.image_id}"))
+
+
+def test_a_prepared_dataset_has_the_same_images_and_captions(splits, folder, tmp_path):
+    assert_prepared_is_equal(make_data_spec(folder), tmp_path)
 
 
 def test_reading_does_not_import_tensorflow(folder, splits):

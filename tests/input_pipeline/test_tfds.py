@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from synthetic_splits import PREPROCESSING, CharacterVocabulary, assert_equal_batches, make_data_spec, make_split
+from written_shards import assert_prepared_is_equal
 
 from input_pipeline.batches import train_batches
 from input_pipeline.records import DataError, Record, Split
@@ -68,6 +69,11 @@ def test_batches_match_those_of_the_original_split(splits, tfds_dir):
         assert_equal_batches(next(actual), next(expected))
     expected.close()
     actual.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_prepared_dataset_has_the_same_images_and_captions(tfds_dir, tmp_path, workers):
+    assert_prepared_is_equal(make_tfds_spec("small_captions", tfds_dir), tmp_path, workers)
 
 
 def test_captions_are_cached_in_a_file_that_is_replaced_if_invalid(splits, tfds_dir):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import pickle
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +16,10 @@ from synthetic_splits import PREPROCESSING, CharacterVocabulary, assert_equal_ba
 
 from caption_jax.specs import DataSpec
 from input_pipeline.batches import Batch, TrainBatches, train_batches
+from input_pipeline.images import Preprocessing
+from input_pipeline.prepared.preparation import Request, prepare
 from input_pipeline.records import Split
-from input_pipeline.sources import open_splits
+from input_pipeline.sources import open_splits, read_splits
 
 FORMATS = ("webdataset", "parquet")
 # Key of each image -> its captions. Image i has the colour i.
@@ -111,6 +115,21 @@ def write_folder(folder: Path, **changes: Any) -> DataSpec:
             lines.append(json.dumps({"image": key, "captions": captions, "split": split}) + "\n")
     (folder / "captions.jsonl").write_text("".join(lines))
     return make_data_spec(source="folder", root=str(folder), **changes)
+
+
+def assert_prepared_is_equal(spec: DataSpec, folder: Path, workers: int = 0) -> None:
+    """Asserts that `prepare` writes the images, captions and ids of a dataset, which worker processes can read, too."""
+    spec = dataclasses.replace(spec, image_size=PREPROCESSING.size, workers=workers)
+    preprocessing = Preprocessing(spec.image_size, spec.resize, spec.interpolation)
+    expected = read_splits(spec)
+    card, is_new = prepare(Request(folder, spec), expected)
+    assert is_new and card.source["source"] == spec.source
+    actual = open_splits(dataclasses.replace(spec, source="prepared", root=str(folder)))
+    assert list(actual) == list(expected)
+    for name, split in expected.items():
+        assert actual[name].image_ids == split.image_ids and actual[name].references == split.references
+        for record, original in zip(actual[name], pickle.loads(pickle.dumps(split.records)), strict=True):
+            np.testing.assert_array_equal(record.image.read_pixels(), preprocessing.load(original.source()))
 
 
 def make_batches(spec: DataSpec, **processes: int) -> TrainBatches:

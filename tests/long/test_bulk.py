@@ -70,7 +70,7 @@ def test_killed_workers_and_a_killed_driver_change_nothing(photographs, expected
 
 def test_a_cluster_of_two_nodes(photographs, expected, tmp_path):
     command = ["caption-many", "--workdir=demo", f"--out={tmp_path / 'out'}", "--workers=2", photographs]
-    with ray_cluster([1, 1]) as address, started(*command, address=address) as driver:
+    with ray_cluster([1, 1]) as cluster, started(*command, address=cluster.address) as driver:
         output, _ = driver.communicate(timeout=HOUR)
         assert driver.returncode == 0, output
     assert read_captions(tmp_path / "out") == expected
