@@ -14,7 +14,7 @@ class WorkerError(UserError, RuntimeError):
 
 
 class LostMachineError(WorkerError):
-    """A machine of the cluster is lost, and the others have no room for its workers."""
+    """A machine of the cluster is lost, and its workers with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +77,21 @@ class Machines:
         self._addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in alive}
         self.resources = choose_resources([node["Resources"] for node in alive], workers)
 
-    def check(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+    def check(self, nodes: Sequence[Mapping[str, Any]], *, is_failed: bool = False) -> None:
         """Compares the machines with their present state, `nodes`.
 
+        Args:
+            nodes: see `Machines`.
+            is_failed: whether workers have failed. Otherwise, they can go on if the other machines have room for them.
+
         Raises:
-            LostMachineError: one is lost, and its workers, for which there is no room, would be waited for forever.
+            LostMachineError: a machine is lost, and workers have failed or would be waited for forever.
         """
         alive = _select_alive(nodes)
         lost = self._addresses.keys() - {node["NodeID"] for node in alive}
-        if lost and not self._has_room([node["Resources"] for node in alive]):
+        if lost and (is_failed or not self._has_room([node["Resources"] for node in alive])):
             addresses = ", ".join(sorted({self._addresses[node] for node in lost}))
-            raise LostMachineError(
-                f"Ray on {addresses} has ended or cannot be reached, and no other machine has room for its workers"
-            )
+            raise LostMachineError(f"Ray on {addresses} has ended or cannot be reached")
 
     def _has_room(self, nodes: Sequence[Mapping[str, float]]) -> bool:
         try:

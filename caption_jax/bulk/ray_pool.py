@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +30,7 @@ _OBJECT_STORE_BYTES = 2**27  # units and counts are small; images do not pass th
 _TASK_RETRIES = 3  # of a unit whose worker died; more deaths than that are not an accident
 _LISTED_ERRORS = 3  # per unit
 _CHECK_SECONDS = 5.0  # without a result, after which the machines are checked
+_NOTICE_SECONDS = 60.0  # in which Ray notices that a machine is lost
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it, Ray warns
@@ -130,11 +132,19 @@ def running_ray(workers: int, *, verbose: bool = False) -> Iterator[None]:
             raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address}: {describe_error(error)}") from error
         with handled_signals() as signals:
             signals.reinstall()  # Ray has replaced the handler of SIGTERM
-        yield
+        with contextlib.nullcontext() if verbose else _without_output():
+            yield
     finally:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _without_output() -> Iterator[None]:
+    """Discards standard output, on which Ray prints many lines about lost machines whatever its log level is."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def is_cluster() -> bool:
@@ -159,7 +169,7 @@ def caption_units(units: Mapping[int, Unit], job: Job, workers: int, *, verbose:
 
     Raises:
         WorkerError: a worker has failed, or died several times with the same unit.
-        LostMachineError: a machine is lost, and the others have no room for its workers.
+        LostMachineError: a machine is lost, and its workers with it.
         ConfigError: see `choose_resources`.
     """
     import ray
@@ -189,8 +199,21 @@ def caption_units(units: Mapping[int, Unit], job: Job, workers: int, *, verbose:
             listed = tuple(filter(None, row["listed"].split("\n")))
             yield UnitResult(int(row["number"]), int(row["images"]), int(row["errors"]), listed)
     except ray.exceptions.RayError as error:
-        machines.check(ray.nodes())
+        _check_failed(machines, error)
         raise WorkerError(f"the workers have failed: {describe_error(error)}") from error
+
+
+def _check_failed(machines: Machines, error: Exception) -> None:
+    """Raises LostMachineError if workers have failed because a machine is lost, which Ray may not know yet."""
+    import ray
+
+    is_unreachable = isinstance(error, ray.exceptions.ActorUnavailableError)
+    end = time.monotonic() + (_NOTICE_SECONDS if is_unreachable else 0)
+    while True:
+        machines.check(ray.nodes(), is_failed=True)
+        if time.monotonic() >= end:
+            return
+        time.sleep(1)
 
 
 def _watch(rows: Iterator[dict[str, Any]], machines: Machines) -> Iterator[dict[str, Any]]:
