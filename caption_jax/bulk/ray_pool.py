@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from caption_jax.bulk.bulk_job import Job
-from caption_jax.bulk.machines import Machines, WorkerError
+from caption_jax.bulk.machines import LostMachineError, Machines, WorkerError
 from caption_jax.bulk.work_units import Unit
 from caption_jax.errors import ConfigError, UserError, describe_error
 from caption_jax.runtime.libraries import without_messages
@@ -122,22 +122,22 @@ def running_ray(workers: int, *, verbose: bool = False) -> Iterator[None]:
     if not address:
         options |= {"num_cpus": max(workers, _count_cpus()), "include_dashboard": False, "_temp_dir": folder}
         options |= {"object_store_memory": _OBJECT_STORE_BYTES}
-    try:
+    with contextlib.nullcontext() if verbose else _without_output():
         try:
-            with without_messages(_LOG_LEVEL_MESSAGE):
-                ray.init(address=address or "local", **options)
-        except (ConnectionError, TimeoutError, ValueError) as error:
-            if not address:
-                raise
-            raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address}: {describe_error(error)}") from error
-        with handled_signals() as signals:
-            signals.reinstall()  # Ray has replaced the handler of SIGTERM
-        with contextlib.nullcontext() if verbose else _without_output():
+            try:
+                with without_messages(_LOG_LEVEL_MESSAGE):
+                    ray.init(address=address or "local", **options)
+            except (ConnectionError, TimeoutError, ValueError) as error:
+                if not address:
+                    raise
+                raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address}: {describe_error(error)}") from error
+            with handled_signals() as signals:
+                signals.reinstall()  # Ray has replaced the handler of SIGTERM
             yield
-    finally:
-        ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            ray.shutdown()
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -176,7 +176,7 @@ def caption_units(units: Mapping[int, Unit], job: Job, workers: int, *, verbose:
     import ray.data
 
     if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised here
         ray.data.DataContext.get_current().enable_progress_bars = False
     machines = Machines(ray.nodes(), workers)
     resources = machines.resources
@@ -208,6 +208,8 @@ def _check_failed(machines: Machines, error: Exception) -> None:
     import ray
 
     is_unreachable = isinstance(error, ray.exceptions.ActorUnavailableError)
+    if is_unreachable and not is_cluster():  # Ray would end this process as soon as it knows
+        raise LostMachineError("Ray on this machine has ended")
     end = time.monotonic() + (_NOTICE_SECONDS if is_unreachable else 0)
     while True:
         machines.check(ray.nodes(), is_failed=True)
