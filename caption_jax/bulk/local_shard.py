@@ -10,19 +10,19 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
-from input_pipeline.files import is_on_bucket, storage_path
+from input_pipeline.buckets import download
+from input_pipeline.files import is_on_bucket
 from input_pipeline.sources.shard_images import OpenShard
 
-_DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
+_DECOMPRESSORS: dict[str, Callable[[str], Any]] = {
     ".gz": gzip.open,
     ".tgz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
 }
-_COPY_BYTES = 2**24
-_DECOMPRESSED_BYTES = 2**16  # so that little is lost before damage
+_COPY_BYTES = 2**16  # so that little is lost before damage
 
 
 @contextlib.contextmanager
@@ -40,20 +40,20 @@ def open_local(path: str) -> Iterator[tuple[str, str]]:
         OSError: the shard cannot be read.
     """
     decompress = next((function for suffix, function in _DECOMPRESSORS.items() if path.endswith(suffix)), None)
-    if not is_on_bucket(path):
-        shard = OpenShard(path)  # checks that it is a regular file
-        if decompress is None:
-            yield path, ""
-            return
-        del shard
-    with tempfile.NamedTemporaryFile() as copy, storage_path(path).open("rb") as file:
-        problem = ""
-        if decompress is None:
-            shutil.copyfileobj(file, copy, _COPY_BYTES)
+    with contextlib.ExitStack() as stack:
+        local = path
+        if is_on_bucket(path):
+            local = stack.enter_context(tempfile.NamedTemporaryFile()).name
+            download(path, local)
         else:
-            problem = _decompress(decompress(file), copy)
-            if problem and not copy.tell():
-                raise OSError(problem)
+            OpenShard(path)  # checks that it is a regular file
+        if decompress is None:
+            yield local, ""
+            return
+        copy = stack.enter_context(tempfile.NamedTemporaryFile())
+        problem = _decompress(stack.enter_context(decompress(local)), copy)
+        if problem and not copy.tell():
+            raise OSError(problem)
         copy.flush()
         yield copy.name, problem
 
@@ -61,7 +61,7 @@ def open_local(path: str) -> Iterator[tuple[str, str]]:
 def _decompress(source: Any, target: Any) -> str:
     """Writes as much as is undamaged. Returns why that is not all."""
     try:
-        shutil.copyfileobj(source, target, _DECOMPRESSED_BYTES)
+        shutil.copyfileobj(source, target, _COPY_BYTES)
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         return f"cannot be decompressed to its end: {error}"
     return ""

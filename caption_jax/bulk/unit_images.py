@@ -12,13 +12,13 @@ from typing import Any
 from caption_jax.bulk.local_shard import open_local
 from caption_jax.bulk.work_units import IMAGES, Unit
 from input_pipeline.annotations.fields import normalize
+from input_pipeline.buckets import BucketImage
 from input_pipeline.errors import DataError
 from input_pipeline.extras import optional_packages
 from input_pipeline.files import is_on_bucket
 from input_pipeline.image_formats import NAME_SUFFIXES, sniff_format
 from input_pipeline.limits import Limits
 from input_pipeline.prepared.shards import decode_image_file
-from input_pipeline.safe_open import read_file
 from input_pipeline.sources.parquet import ID_COLUMNS, IMAGE_COLUMNS
 from input_pipeline.sources.shard_images import OpenShard
 from input_pipeline.sources.tar_members import Member, read_members
@@ -76,7 +76,7 @@ _Item = tuple[str, Any, str]  # key, image and error of a `UnitImage`
 
 def _make_reader(path: str, limits: Limits) -> Path | Callable[[], bytes]:
     if is_on_bucket(path):
-        return functools.partial(read_file, path, limits.image_file_bytes, "config.limits.image_file_bytes")
+        return BucketImage(path, limits.image_file_bytes)
     return Path(path)
 
 
