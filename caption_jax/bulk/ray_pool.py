@@ -169,7 +169,7 @@ def caption_units(units: Mapping[int, Unit], job: Job, workers: int, *, verbose:
 
     Raises:
         WorkerError: a worker has failed, or died several times with the same unit.
-        LostMachineError: a machine is lost, and its workers with it.
+        LostMachineError: Ray on a machine has ended, and its workers with it.
         ConfigError: see `choose_resources`.
     """
     import ray

@@ -43,15 +43,16 @@ def test_all_images_are_evaluated_and_results_are_named_after_the_folder(small_w
     assert "holiday (token.txt)" in (small_workdir / "report_holiday_all.html").read_text()
 
 
-def test_a_copy_of_the_training_data_has_the_same_scores(small_workdir, small_images, tmp_path):
+@pytest.mark.parametrize(
+    ("images", "name"), [("real", "test"), pytest.param("blank", "test_blank", marks=pytest.mark.slow)]
+)
+def test_a_copy_of_the_training_data_has_the_same_scores(small_workdir, small_images, tmp_path, images, name):
     copy = shutil.copytree(small_images, tmp_path / "copy")
-    for images in ("real", "blank"):
-        arguments = [EVALUATE, f"--workdir={small_workdir}", "--split=test", f"--images={images}"]
-        assert run_main(*arguments) == run_main(*arguments, f"--data={copy}") == 0
-    for name in ("test", "test_blank"):
-        expected = json.loads((small_workdir / f"eval_{name}.json").read_text())
-        actual = json.loads((small_workdir / f"eval_copy_{name}.json").read_text())
-        assert actual["metrics"] == expected["metrics"] and actual["images"] == expected["images"]
+    arguments = [EVALUATE, f"--workdir={small_workdir}", "--split=test", f"--images={images}"]
+    assert run_main(*arguments) == run_main(*arguments, f"--data={copy}") == 0
+    expected = json.loads((small_workdir / f"eval_{name}.json").read_text())
+    actual = json.loads((small_workdir / f"eval_copy_{name}.json").read_text())
+    assert actual["metrics"] == expected["metrics"] and actual["images"] == expected["images"]
 
 
 def test_the_last_weights_are_evaluated_on_request(small_workdir, tmp_path, capsys):

@@ -31,13 +31,18 @@ def test_caption_accepts_flags_before_and_after_the_images(small_workdir, small_
     assert len(line["tokens"]) <= 3
 
 
-def test_a_query_needs_neither_a_flag_nor_quotes(searchable_workdir, small_images, tmp_path, capsys):
-    flags = [f"--workdir={searchable_workdir}", f"--index={tmp_path / 'index'}"]
-    assert "12 images (12 added" in read_output(capsys, "index", *flags, small_images / "images", "--captions=none")
-    expected = read_output(capsys, "--mode=search", *flags, "--query=a red box", "--top=3")
-    assert len(expected.splitlines()) == 3
-    assert read_output(capsys, "search", *flags, "a red box", "--top=3") == expected
-    assert read_output(capsys, "search", *flags, "--top=3", "a", "red", "box") == expected
+def test_a_query_needs_neither_a_flag_nor_quotes(small_workdir, monkeypatch):
+    """The searches themselves are those of tests/retrieval/test_commands.py."""
+    searches = []
+
+    def search_images(workdir, folder, query, *, top, **options) -> int:
+        searches.append((query, top))
+        return 0
+
+    monkeypatch.setattr("caption_jax.cli.search.search_images", search_images)
+    for arguments in (["--query=a red box", "--top=3"], ["a red box", "--top=3"], ["--top=3", "a", "red", "box"]):
+        assert run_main("search", f"--workdir={small_workdir}", *arguments) == 0
+    assert searches == 3 * [("a red box", 3)]
 
 
 @pytest.mark.slow

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from small_run import box_image, run_main
 from wrong_usages import BROKEN_CONFIGS, WRONG_USAGES, read_error
 
+from caption_jax.bulk.bulk_run import identify_model
+from caption_jax.retrieval.index import open_for_writing
+from caption_jax.retrieval.index_format import Entry
+
 
 @pytest.fixture(scope="module")
-def paths(small_workdir, searchable_workdir, distinct_images, tmp_path_factory) -> dict[str, str]:
+def paths(small_workdir, searchable_workdir, tmp_path_factory) -> dict[str, str]:
     """The paths in the arguments of `WRONG_USAGES`."""
     folder = tmp_path_factory.mktemp("usages")
     for name in ("configs", "damaged", "empty", "here"):
@@ -22,11 +28,17 @@ def paths(small_workdir, searchable_workdir, distinct_images, tmp_path_factory) 
     (folder / "file").write_text("not a folder")
     box_image("red").save(folder / "here" / "photo.png")
     indexed = shutil.copytree(searchable_workdir, folder / "indexed")
-    image = distinct_images / "images" / "00.png"
-    assert run_main("--mode=index", f"--workdir={indexed}", "--captions=none", image) == 0
+    write_index(indexed)
     workdirs = {"workdir": small_workdir, "searchable": searchable_workdir, "indexed": indexed}
     others = {name: folder / name for name in ("configs", "damaged", "empty", "file", "here")}
     return {name: str(path) for name, path in {**workdirs, **others}.items()}
+
+
+def write_index(workdir: Path) -> None:
+    """Writes an index of one image to a workdir, without a model, whose programs take seconds to compile."""
+    model = identify_model(str(workdir), "best", embeds=True)
+    with open_for_writing(workdir / "index", 16, model) as index:
+        index.append(np.eye(1, 16, dtype=np.float32), [Entry("00", "/00.png")])
 
 
 @pytest.mark.parametrize(("command_line", "status", "message"), WRONG_USAGES, ids=[case[0] for case in WRONG_USAGES])
