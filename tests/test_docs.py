@@ -105,6 +105,7 @@ def iterate_members(tree: ast.Module) -> Iterator[tuple[str, str]]:
 def find_missing_keys(text: str) -> list[str]:
     """Returns keys such as `config.section.key` that a config does not have."""
     keys = set(re.findall(r"(?<![\w/.])config((?:\.[a-z_]+)+)\b(?![\w/(])", text)) - {".json"}
+    keys = {re.sub(r"\.mixture\.[a-z_]+", "", key) for key in keys}  # a part of a mixture has the keys of config.data
     return [f"config{key}" for key in sorted(keys) if not has_key(default_config(), key)]
 
 
