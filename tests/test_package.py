@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import caption_jax
@@ -131,6 +133,15 @@ def read_requirements() -> list[Requirement]:
     groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     parsed = [Requirement(text) for group in groups for text in group]
     return [requirement for requirement in parsed if requirement.name != PROJECT["name"]]
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.0", "3.13.0"])
+def test_pinned_releases_run_on_the_first_release_of_each_python(python):
+    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in CONSTRAINTS}
+    for distribution in importlib.metadata.distributions():
+        if pins.get(canonicalize_name(distribution.name)) == distribution.version:
+            required = SpecifierSet(distribution.metadata["Requires-Python"] or "")
+            assert required.contains(python), f"{distribution.name} {distribution.version} requires Python {required}"
 
 
 def test_constraints_pin_one_release_per_requirement():
