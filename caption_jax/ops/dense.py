@@ -43,7 +43,9 @@ def _backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, A
 dense.defvjp(_forward, _backward)
 
 
-def product_gradients_with_copy(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+def product_gradients_with_copy(
+    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"], gradient: Float[Array, "*batch outputs"]
+) -> tuple[Float[Array, "*batch inputs"], Float[Array, "inputs outputs"]]:
     """`product_gradients`, which first writes a transposed copy of `x`."""
     transposed = materialise(jnp.transpose, x.reshape(-1, x.shape[-1]), opaque=kernel)
     kernel_grad = jnp.dot(transposed, gradient.reshape(-1, gradient.shape[-1]), preferred_element_type=kernel.dtype)

@@ -91,11 +91,16 @@ def test_a_cluster_of_two_nodes(small_workdir, shards, tmp_path):
     assert read_captions(out) == caption_alone(small_workdir, shards, tmp_path / "alone")
 
 
-def test_a_run_goes_on_without_a_lost_machine(small_workdir, tmp_path):
-    folder, out = tmp_path / "shards", tmp_path / "out"
+def write_red_shards(folder: Path) -> Path:
+    """Writes tar files of equal images, and returns their folder."""
     folder.mkdir()
     for number in range(SHARDS):
         write_tar(folder / f"{number:02d}.tar", {f"{image:03d}.png": encode(RED) for image in range(IMAGES)})
+    return folder
+
+
+def test_a_run_goes_on_without_a_lost_machine(small_workdir, tmp_path):
+    folder, out = write_red_shards(tmp_path / "shards"), tmp_path / "out"
     command = ["caption-many", f"--workdir={small_workdir}", f"--out={out}", "--workers=2", folder]
     with ray_cluster([1, 1]) as cluster, started(*command, address=cluster.address) as driver:
         wait_for_parts(out, 2, driver)
@@ -109,10 +114,7 @@ def test_a_run_goes_on_without_a_lost_machine(small_workdir, tmp_path):
 
 
 def test_a_run_on_one_machine_goes_on_if_ray_ends(small_workdir, tmp_path):
-    folder, out = tmp_path / "shards", tmp_path / "out"
-    folder.mkdir()
-    for number in range(SHARDS):
-        write_tar(folder / f"{number:02d}.tar", {f"{image:03d}.png": encode(RED) for image in range(IMAGES)})
+    folder, out = write_red_shards(tmp_path / "shards"), tmp_path / "out"
     command = ["caption-many", f"--workdir={small_workdir}", f"--out={out}", "--workers=1", folder]
     with started(*command) as driver:
         wait_for_parts(out, 2, driver)
