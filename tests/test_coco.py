@@ -124,7 +124,7 @@ def test_training_on_a_tfds_copy_gives_identical_weights(coco_json_run, shared_d
     tfds_config.data.source = "tfds"
     tfds_config.data.tfds_name = "coco_mini"
     tfds_config.data.tfds_dir = str(tmp_path / "tfds")
-    tfds_splits = open_splits(tfds_config.data)
+    tfds_splits = open_splits(DataSpec.from_config(tfds_config.data))
     assert {name: split.references for name, split in tfds_splits.items()} == {
         name: split.references for name, split in json_splits.items()
     }

@@ -24,6 +24,7 @@ from input_pipeline.files import is_on_bucket
 from input_pipeline.terminal_text import escape, escape_message
 
 _LISTED_ERRORS = 10
+_LOSSES_WITHOUT_RESULT = 2  # of machines, one after another, after which the run goes on
 
 
 def run_job(
@@ -114,17 +115,23 @@ def _caption(
 
 
 def _caption_all(job: Job, units: dict[int, Unit], workers: int, verbose: bool) -> Iterator[UnitResult]:
-    """Yields the results of all units. If machines are lost, starts workers on those that are left."""
+    """Yields the results of all units. If machines are lost, starts workers on those that are left.
+
+    Machines may be lost after the first files are written and before their results arrive, so it takes several losses
+    without a result to give up.
+    """
     remaining = dict(units)
+    losses = 0
     while remaining:
-        count = len(remaining)
         try:
             with running_ray(workers, verbose=verbose):
                 for result in caption_units(dict(remaining), job, workers, verbose=verbose):
                     del remaining[result.number]
+                    losses = 0
                     yield result
         except LostMachineError as error:
-            if len(remaining) == count:
+            losses += 1
+            if losses > _LOSSES_WITHOUT_RESULT:
                 raise WorkerError(f"{error}: run the same command again, which continues") from error
             print(f"warning: {error}: starting again with those that are left", file=sys.stderr, flush=True)
             workers = 0 if is_cluster() else workers

@@ -74,17 +74,23 @@ def test_workers_of_a_lost_machine_may_have_room_on_the_others():
         machines.check(make_nodes(True, False, CPU=8))
 
 
-def lose_machines(monkeypatch, *, finished_before: int) -> list[tuple[list[int], int]]:
-    """Replaces the actors: each start loses a machine after some units. Returns the units and workers of each start."""
+def lose_machines(monkeypatch, *finished_before: int) -> list[tuple[list[int], int]]:
+    """Replaces the actors: each start loses a machine after some units. Returns the units and workers of each start.
+
+    Args:
+        monkeypatch: pytest's fixture.
+        finished_before: number of units that are finished before the loss, of each start; the last also of later ones.
+    """
     pytest.importorskip("pyarrow")
     starts: list[tuple[list[int], int]] = []
 
     def caption_units(units, job, workers, *, verbose):
+        finished = finished_before[min(len(starts), len(finished_before) - 1)]
         starts.append((list(units), workers))
-        for number in list(units)[:finished_before]:
+        for number in list(units)[:finished]:
             write_part(job.folder, number, [Row(f"/{number}.png")], make_schema(0, 0))
             yield UnitResult(number, 1, 0, ())
-        if finished_before < len(units):
+        if finished < len(units):
             raise LostMachineError("Ray on 10.0.0.1 has ended")
 
     monkeypatch.setattr(bulk_run, "identify_model", lambda *_, **__: ModelIdentity(1, "00" * 32))
@@ -97,7 +103,7 @@ def lose_machines(monkeypatch, *, finished_before: int) -> list[tuple[list[int],
 @pytest.mark.parametrize(("address", "expected"), [("10.0.0.1:6379", [3, 0, 0]), ("", [3, 3, 3])])
 def test_a_run_goes_on_without_a_lost_machine(tmp_path, monkeypatch, capsys, address, expected):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    starts = lose_machines(monkeypatch, finished_before=2)
+    starts = lose_machines(monkeypatch, 2)
     units = [Unit(IMAGES, (f"/{number}.png",)) for number in range(5)]
     assert run_job(make_job(tmp_path, tmp_path / "out"), units, 3) == Counts(images=5, errors=0)
     assert starts == list(zip(([0, 1, 2, 3, 4], [2, 3, 4], [4]), expected, strict=True))
@@ -105,10 +111,17 @@ def test_a_run_goes_on_without_a_lost_machine(tmp_path, monkeypatch, capsys, add
     assert capsys.readouterr().err == 2 * warning
 
 
-def test_a_run_that_loses_its_machines_before_any_result_ends_with_the_remedy(tmp_path, monkeypatch):
-    starts = lose_machines(monkeypatch, finished_before=0)
+def test_a_run_goes_on_after_losses_before_any_result(tmp_path, monkeypatch):
+    starts = lose_machines(monkeypatch, 0, 0, 1, 0, 1)
+    units = [Unit(IMAGES, (f"/{number}.png",)) for number in range(2)]
+    assert run_job(make_job(tmp_path, tmp_path / "out"), units, 1) == Counts(images=2, errors=0)
+    assert [started for started, _ in starts] == [[0, 1]] * 3 + [[1]] * 2
+
+
+def test_a_run_that_only_loses_machines_ends_with_the_remedy(tmp_path, monkeypatch):
+    starts = lose_machines(monkeypatch, 0)
     with pytest.raises(
         WorkerError, match=r"^Ray on 10\.0\.0\.1 has ended: run the same command again, which continues$"
     ):
         run_job(make_job(tmp_path, tmp_path / "out"), [Unit(IMAGES, ("/0.png",))], 1)
-    assert len(starts) == 1
+    assert len(starts) == 3
