@@ -20,24 +20,27 @@ from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.rules import match_rules
 from caption_jax.runs.workdir import read_spec
-from caption_jax.specs import DatasetFacts, RunSpec, differences, resolve
+from caption_jax.specs import DatasetFacts, ModelSpec, RunSpec, differences, resolve
 from caption_jax.specs.resolve import find_contradictions
 from caption_jax.training.optimizer import make_optimizer
 from input_pipeline.special_tokens import PAD
 
 
-@functools.cache
 def compute_shapes(name: str) -> dict:
     """Returns the shapes of all parameters of the full-size model of a config, without compilation."""
-    config = load_spec(name)
-    length = config.data.max_length
-    is_searchable = config.objective.contrastive_weight > 0
-    has_text_encoder = is_searchable or config.model.context.max_texts
-    text_encoder = roberta_settings(config.model.text_encoder, 5000, length, PAD) if has_text_encoder else None
-    model = build_model(config.model, 5000, length, text_encoder=text_encoder, joint_embedding=is_searchable)
-    size = config.data.image_size
+    spec = load_spec(name)
+    return _compute_shapes(
+        spec.model, spec.data.max_length, spec.data.image_size, spec.objective.contrastive_weight > 0
+    )
+
+
+@functools.cache
+def _compute_shapes(spec: ModelSpec, length: int, size: int, is_searchable: bool) -> dict:
+    has_text_encoder = is_searchable or spec.context.max_texts
+    text_encoder = roberta_settings(spec.text_encoder, 5000, length, PAD) if has_text_encoder else None
+    model = build_model(spec, 5000, length, text_encoder=text_encoder, joint_embedding=is_searchable)
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    tokens = jax.ShapeDtypeStruct((1, 1, config.data.max_length - 1), np.int32)
+    tokens = jax.ShapeDtypeStruct((1, 1, length - 1), np.int32)
     return jax.eval_shape(model.init, jax.random.key(0), images, tokens)["params"]
 
 

@@ -147,6 +147,7 @@ def test_the_printed_flags_reproduce_the_printed_scores(searchable_workdir, caps
     )
 
 
+@pytest.mark.slow
 def test_a_captioner_reranks_by_similarity_if_configured(searchable_workdir, distinct_images):
     images = sorted((distinct_images / "images").glob("*.png"))
     captions_by_weight = []

@@ -47,7 +47,7 @@ def test_evaluate_stores_the_frequencies_that_caption_reads(small_workdir, small
     assert (workdir / FILE_NAME).read_bytes() == stored  # those of the training captions, not of the split
 
 
-@pytest.mark.parametrize("metric", ["BLEU-4", "ROUGE-L"])
+@pytest.mark.parametrize("metric", [pytest.param("BLEU-4", marks=pytest.mark.slow), "ROUGE-L"])
 def test_other_metrics_need_no_frequencies(metric, tmp_path):
     write_random_model(tmp_path / "model", seed=1)
     settings = {"method": "sample", "num_samples": 8, "max_length": 6, "consensus_metric": metric}
@@ -58,6 +58,7 @@ def test_other_metrics_need_no_frequencies(metric, tmp_path):
     assert not (tmp_path / "model" / FILE_NAME).exists()
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_ranked_by_consensus(tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
         write_random_model(tmp_path / name, seed=seed)

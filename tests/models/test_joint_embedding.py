@@ -42,6 +42,7 @@ def test_the_temperature_is_clamped_and_can_recover():
         JointEmbedding(4, temperature=0.01, min_temperature=0.05).init(jax.random.key(0), method="similarity_scale")
 
 
+@pytest.mark.slow
 def test_a_text_encoder_does_not_change_the_captioner():
     captioner, searchable = make_model(has_text_encoder=False), make_model(has_text_encoder=True)
     captioner_variables, variables = (random_variables(model, IMAGES, TOKENS) for model in (captioner, searchable))

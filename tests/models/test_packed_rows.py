@@ -59,7 +59,10 @@ def compute_logits_and_gradients(rows: int, block_length: int = 0):
     return *logits_and_count, gradients
 
 
-@pytest.mark.parametrize(("rows", "block_length"), [(1, 0), (2, 0), (BATCH, 0), (1, 128), (2, 40), (BATCH, 25)])
+SLOW_ROWS = [pytest.param(*rows, marks=pytest.mark.slow) for rows in ((1, 0), (BATCH, 0), (BATCH, 25))]
+
+
+@pytest.mark.parametrize(("rows", "block_length"), [(2, 0), (1, 128), (2, 40), *SLOW_ROWS])
 def test_logits_and_gradients_equal_those_with_one_caption_per_row(rows, block_length):
     logits, count, gradients = compute_logits_and_gradients(rows, block_length)
     expected_logits, expected_count, expected_gradients = compute_logits_and_gradients(0)

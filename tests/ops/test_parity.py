@@ -114,7 +114,7 @@ def test_a_training_step_has_equal_losses_gradients_and_statistics(dtype, bits, 
             assert difference <= tolerances["relative"] * norm + tolerances["absolute"], path
 
 
-@pytest.mark.parametrize("method", ["greedy", "beam"])
+@pytest.mark.parametrize("method", [pytest.param("greedy", marks=pytest.mark.slow), "beam"])
 def test_captions_are_equal(method):
     def run_decode(ops):
         model, spec = make_model(ops), DecodeSpec(method=method, max_length=LENGTH, candidates=3, alpha=0.7)

@@ -83,7 +83,7 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     assert stored["assumed"]["generated_captions"] == "9 tokens each, the maximum"
 
 
-@pytest.mark.parametrize("chips", [1, 4])
+@pytest.mark.parametrize("chips", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_evaluation_step_does_not_store_all_logits(workdir, chips):
     """The loss of the references is computed in chunks, in which each device has tokens of its own images."""
     images, captions, targets, vocabulary = 64, 5, 19, 4000

@@ -105,6 +105,7 @@ def context_workdir(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_context_belongs_to_its_row_and_changes_its_attention(context_workdir):
     model = ServedModel(context_workdir, "best", DECODE, (), Limits())
     pixels = model.load(small_run.box_image("red"))

@@ -246,6 +246,7 @@ def test_losses_do_not_depend_on_parameter_sharding():
     np.testing.assert_allclose(losses, train(make_single_device_setup())[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_depends_only_on_state_and_batch():
     setup, batch = make_single_device_setup(), make_batch(1)
     repeated, metrics = setup.run(setup.initial_state, batch)
