@@ -84,6 +84,7 @@ def test_training_updates_all_batch_statistics(model_and_variables):
     assert all(jax.tree.leaves(has_changed))
 
 
+@pytest.mark.slow
 def test_parameters_and_logits_are_float32_with_bfloat16():
     model, variables = make_model(dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -52,7 +52,7 @@ class Captioner:
         return sums.loss_sum / sums.weight_sum
 
 
-@pytest.fixture(scope="module", params=["pre", "post"])
+@pytest.fixture(scope="module", params=["pre", pytest.param("post", marks=pytest.mark.slow)])
 def captioner(request) -> Captioner:
     return Captioner(request.param)
 

@@ -189,7 +189,7 @@ def test_invalid_smoothing_and_incompatible_shapes_are_rejected(op):
 
 
 @pytest.mark.parametrize(("shape", "shards"), [((700,), 1), ((2, 3), 1), ((8, 3, 50), 1), ((8, 3, 50), 4), ((4, 6), 2)])
-@pytest.mark.parametrize(("smoothing", "chunk_size"), [(0.0, 512), (0.1, 7)])
+@pytest.mark.parametrize(("smoothing", "chunk_size"), [pytest.param(0.0, 512, marks=pytest.mark.slow), (0.1, 7)])
 def test_the_loss_in_chunks_equals_the_reference(shape, shards, smoothing, chunk_size, monkeypatch):
     monkeypatch.setitem(cross_entropy._CHUNK_SIZES, "cpu", chunk_size)
     arguments = (*make_states(shape), *make_inputs(shape=shape)[1:], smoothing)

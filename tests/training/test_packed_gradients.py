@@ -27,6 +27,7 @@ def compute_expected(objectives: str, captions: int = 3) -> dict[str, np.ndarray
     return make_step(objectives)(make_batch(captions))
 
 
+@pytest.mark.slow
 def test_all_metrics_and_gradients_are_compared():
     result = compute_expected("captions")
     assert {"loss", "token_accuracy", "tokens", "gradient_norm"} < result.keys()
