@@ -65,9 +65,10 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["b0", "lite0", *(pytest.param(name, marks=pytest.mark.slow) for name in ("b3", "b7"))]
-)
+SLOW = {"b3": pytest.mark.slow, "b7": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in PARAMETERS])
 def test_parameter_counts_match_the_published_counts(name):
     features, tree = infer_shapes(EfficientNet(name), VARIANTS[name].resolution)
     assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == PARAMETERS[name]
