@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -16,14 +17,14 @@ from typing import TYPE_CHECKING
 import pytest
 import resident_memory
 import shape_checks
-from quick_compilation import HAS_FUSION_EMITTER_OPTION
+from quick_compilation import HAS_FUSION_EMITTER_OPTION, UNDIVIDED_CODE
 
 if TYPE_CHECKING:
     from live_server import LiveServer
     from resume_run import RunLauncher
 
 # JAX reads these variables when it is imported. Eight CPU devices allow tests of sharding on any machine.
-FLAGS = {"xla_force_host_platform_device_count": "8"}
+FLAGS = {"xla_force_host_platform_device_count": "8", **UNDIVIDED_CODE}
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time is spent compiling programs that run only once, so most compiler optimizations are disabled.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0" and HAS_FUSION_EMITTER_OPTION:
@@ -49,6 +50,13 @@ def pytest_configure(config):
         # Otherwise transformers imports torch, if installed, and Triton, which has crashed processes that run JAX.
         os.environ.setdefault("USE_TORCH", "0")
         os.environ.setdefault("USE_TF", "0")
+
+
+def pytest_collection_finish():
+    """Collects garbage less often: half a million objects of imported packages would be searched for it each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

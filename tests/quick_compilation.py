@@ -8,7 +8,11 @@ import importlib.metadata
 # option was removed in JAX 0.11, and XLA rejects unknown options.
 HAS_FUSION_EMITTER_OPTION = tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11)
 
+# Dividing the code among threads takes longer than it saves for programs as small as those of the tests.
+UNDIVIDED_CODE = {"xla_cpu_parallel_codegen_split_count": 1}
+
 QUICK_COMPILATION = {
+    **UNDIVIDED_CODE,
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     **({"xla_cpu_use_fusion_emitters": False} if HAS_FUSION_EMITTER_OPTION else {}),

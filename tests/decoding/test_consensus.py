@@ -118,7 +118,7 @@ def test_words_of_several_tokens_are_compared_as_words():
     assert len(ids) > 4  # with <s> and </s>
     weights = np.ones(len(captions), np.float32)
     for metric in METRICS:
-        actual = expected_scores(encode(captions, 40)[None], weights[None], metric, make_consensus())[0]
+        actual = expect_on_device(encode(captions, 40)[None], weights[None], metric)[0]
         np.testing.assert_allclose(actual, expect_on_host(metric, captions, weights), atol=2e-5)
 
 
@@ -132,12 +132,13 @@ def make_decoded(captions: list[str], log_probs: list[float]) -> Decoded:
 def test_beams_are_weighted_by_probability_and_samples_equally():
     captions, log_probs = ["a dog runs", "a dog sits", "two cats on the mat"], [-1.0, -2.0, -1.5]
     decoded = make_decoded(captions, log_probs)
-    beam = consensus_scores(decoded, DecodeSpec(method="beam", num_beams=3), make_consensus())[0]
+    score = jax.jit(functools.partial(consensus_scores, consensus=make_consensus()), static_argnames="spec")
+    beam = score(decoded, spec=DecodeSpec(method="beam", num_beams=3))[0]
     np.testing.assert_allclose(beam, expect_on_host("CIDEr-D", captions, np.exp(log_probs)), atol=1e-5)
-    sampled = consensus_scores(decoded, DecodeSpec(method="sample", num_samples=3), make_consensus())[0]
+    sampled = score(decoded, spec=DecodeSpec(method="sample", num_samples=3))[0]
     np.testing.assert_allclose(sampled, expect_on_host("CIDEr-D", captions, np.ones(3)), atol=1e-5)
     alone = decoded.replace(all_scores=jnp.asarray([[-1.0, -jnp.inf, -jnp.inf]]))
-    assert consensus_scores(alone, DecodeSpec(method="beam", num_beams=3), make_consensus())[0, 0] == 0
+    assert score(alone, spec=DecodeSpec(method="beam", num_beams=3))[0, 0] == 0
 
 
 @pytest.mark.slow

@@ -50,9 +50,9 @@ def test_tokens_are_unpacked_to_their_captions_and_padding_is_zero(rows, block_l
     packed = segments.to_rows(jnp.asarray(x))
     assert packed.shape == (*segments.segment_ids.shape, 2, 5)
     np.testing.assert_array_equal(segments.to_captions(packed), expected)
-    gradient = jax.grad(lambda x: (segments.to_rows(x) ** 2).sum())(jnp.asarray(x))
+    gradient = jax.jit(jax.grad(lambda x: (segments.to_rows(x) ** 2).sum()))(x)
     np.testing.assert_allclose(gradient, 2 * expected, rtol=1e-6)
-    gradient = jax.grad(lambda y: (segments.to_captions(y) ** 2).sum())(packed)
+    gradient = jax.jit(jax.grad(lambda y: (segments.to_captions(y) ** 2).sum()))(packed)
     np.testing.assert_allclose(gradient, 2 * packed, rtol=1e-6)
 
 
@@ -75,7 +75,7 @@ def test_the_memories_of_blocks_are_those_of_their_images_and_their_gradients_ar
     blocks = 2 * (BATCH // 2 + 6)
     assert memories.shape == (blocks, 3, 2) and segments.segment_ids.shape == (2, blocks // 2 * 8)
     weights = jnp.arange(1.0, blocks + 1)[:, None, None]
-    gradient = jax.grad(lambda memory: (weights * segments.to_memories(memory)).sum())(memory)
+    gradient = jax.jit(jax.grad(lambda memory: (weights * segments.to_memories(memory)).sum()))(memory)
     images = np.asarray(segments.to_memories(jnp.arange(BATCH)))
     np.testing.assert_allclose(gradient[:, 0, 0], [weights[images == image].sum() for image in range(BATCH)], rtol=1e-6)
     first_images = np.asarray(segments.to_blocks(segments.caption_ids))[:, 0] // CAPTIONS
@@ -136,7 +136,7 @@ def test_attention_in_chunks_of_blocks_equals_attention_in_all_blocks(shards, mo
 
     chunked = functools.partial(attention._attend_in_chunks, shards=shards)
     ours, expected = (
-        jax.grad(functools.partial(compute_loss, op=op), has_aux=True)(qkv)
+        jax.jit(jax.grad(functools.partial(compute_loss, op=op), has_aux=True))(qkv)
         for op in (chunked, attention._attend_in_blocks)
     )
     jax.tree.map(assert_close, ours, expected)
