@@ -70,10 +70,16 @@ def eight_devices():
 
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory():
-    """Clears JAX's caches after a module if the process uses more than 1,500 MB, mostly for compiled programs."""
+    """Clears JAX's caches after a module if the process uses more than 1,500 MB, mostly for compiled programs.
+
+    Memory that is freed but not returned would count again, so that the caches of each later module would be cleared.
+    """
     yield
     if "jax" in sys.modules and resident_memory.read_resident_mb() > 1500:
+        from caption_jax.runtime.memory import return_freed_memory
+
         sys.modules["jax"].clear_caches()
+        return_freed_memory()
 
 
 @pytest.fixture(scope="session")
